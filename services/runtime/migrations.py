@@ -1,0 +1,92 @@
+"""Migrations: every service's tables, brought to the newest revision by Alembic as the role that owns them.
+
+One process migrates at a time (an advisory lock); a statement waits 4 s for a lock and runs 30 s at most, so that a
+migration cannot stop the release that is serving. Afterwards the service's plain role is granted what it needs on every
+table: nothing that would let it step around row-level security.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+
+from alembic import command, op
+from alembic.config import Config
+from procrastinate.schema import SchemaManager
+from sqlalchemy import Connection, NullPool, create_engine, text
+
+from services.runtime.database import async_url
+
+_LOCK = text("select pg_advisory_lock(hashtext('parley migrations'))")
+_ENVIRONMENT = Path(__file__).parent / "migration_environment"
+
+
+def migrate(package: str, url: str, *, service_role: str) -> None:
+    """Brings the database of `package` ("services.auth") to its newest revision and grants its tables to `service_role`.
+
+    Idempotent; several at once wait for each other.
+    """
+    engine = create_engine(
+        async_url(url),
+        poolclass=NullPool,
+        connect_args={"connect_timeout": 10, "options": "-c lock_timeout=4s -c statement_timeout=30s"},
+    )
+    with engine.connect() as connection:
+        # Waiting for another process that migrates may take longer than a statement may run.
+        connection.execute(text("set statement_timeout = '120s'; set lock_timeout = '120s'"))
+        connection.execute(_LOCK)
+        connection.execute(text("reset statement_timeout; reset lock_timeout"))
+        connection.commit()
+        config = alembic_config(package)
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        _grant(connection, service_role)
+    engine.dispose()
+
+
+def alembic_config(package: str) -> Config:
+    """Alembic's configuration for a service: its own revisions, the environment of all."""
+    config = Config()
+    config.set_main_option("script_location", str(_ENVIRONMENT))
+    config.set_main_option("version_locations", str(files(package) / "migrations"))
+    config.set_main_option("path_separator", "newline")
+    config.set_main_option("file_template", "%%(rev)s_%%(slug)s")
+    return config
+
+
+def _grant(connection: Connection, role: str) -> None:
+    quoted = connection.dialect.identifier_preparer.quote(role)
+    for grant in (
+        "usage on schema public",
+        "select, insert, update, delete on all tables in schema public",
+        "usage on all sequences in schema public",
+        "execute on all functions in schema public",
+    ):
+        connection.execute(text(f"grant {grant} to {quoted}"))
+    connection.commit()
+
+
+def isolate_by_user(table: str, column: str = "user_id") -> None:
+    """Inside `upgrade()`: confines every statement on the table to the rows of the transaction's user.
+
+    A transaction of the service itself (Database.service_transaction) sees all rows; one that says nothing sees none.
+    """
+    # After a RESET a setting is '', which is no uuid: nullif before the cast.
+    mine = f"{column} = nullif(current_setting('parley.user_id', true), '')::uuid"
+    service = "current_setting('parley.scope', true) = 'service'"
+    op.execute(f"alter table {table} enable row level security")
+    op.execute(f"alter table {table} force row level security")
+    op.execute(f"create policy {table}_of_user on {table} using ({mine} or {service}) with check ({mine} or {service})")
+
+
+def keep_for_service(table: str) -> None:
+    """Inside `upgrade()`: only transactions of the service itself see this table: keys, leases and the like."""
+    service = "current_setting('parley.scope', true) = 'service'"
+    op.execute(f"alter table {table} enable row level security")
+    op.execute(f"alter table {table} force row level security")
+    op.execute(f"create policy {table}_of_service on {table} using ({service}) with check ({service})")
+
+
+def create_job_tables() -> None:
+    """Inside `upgrade()`: the tables of the job queue (services/runtime/jobs.py). Jobs hold ids only."""
+    raw = op.get_bind().connection.cursor()
+    raw.execute(SchemaManager.get_schema())
+    raw.close()

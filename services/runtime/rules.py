@@ -1,0 +1,228 @@
+"""Field rules of the contract, checked before a handler sees a request.
+
+The rules stand in the protos (parley/options/v1/options.proto). They are compiled once a message type into plain checks;
+a request that breaks any gets one error that names every field.
+"""
+
+import re
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+from parley.options.v1 import options_pb2
+from parley.type.v1 import error_reason_pb2 as reasons
+from services.runtime.calls import Caller
+from services.runtime.errors import FieldViolation, InvalidArgument, PermissionDenied
+
+Value = Any
+Check = Callable[[Value], str | None]
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+# Deliberately plain: one @, a dot in the domain, no spaces. Whether an address exists only a message to it can tell.
+_EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s.]+(\.[^@\s.]+)+")
+_ME = "me"
+
+
+def check_request(request: Message, caller: Caller) -> None:
+    """Raises InvalidArgument with a violation for every field that breaks its rules.
+
+    Raises PermissionDenied for a path that names another user.
+    """
+    if violations := list(_violations(request, "")):
+        fields = ", ".join(dict.fromkeys(v.field for v in violations))
+        raise InvalidArgument(
+            "; ".join(f"{v.field}: {v.description}" for v in violations),
+            reasons.ERROR_REASON_INVALID_REQUEST,
+            metadata={"fields": fields},
+            violations=violations,
+        )
+    for name in _caller_fields(request.DESCRIPTOR):
+        if not _is_own(getattr(request, name), caller):
+            raise PermissionDenied(
+                "The path names another user: use your own id or `me`.", reasons.ERROR_REASON_ACCESS_DENIED
+            )
+
+
+def _is_own(value: str, caller: Caller) -> bool:
+    return value in {"", _ME, caller.user_id} or "admin" in caller.roles
+
+
+def _violations(message: Message, path: str) -> Iterator[FieldViolation]:
+    for field, check in _compiled(message.DESCRIPTOR):
+        where = path + field.name
+        for suffix, description in check(message):
+            yield FieldViolation(where + suffix, description)
+    for field in _nested(message.DESCRIPTOR):
+        for suffix, child in _children(message, field):
+            yield from _violations(child, f"{path}{field.name}{suffix}.")
+
+
+def _children(message: Message, field: FieldDescriptor) -> Iterator[tuple[str, Message]]:
+    if _is_map(field):
+        for key, child in getattr(message, field.name).items():
+            yield f"[{key!r}]", child
+    elif field.is_repeated:
+        for index, child in enumerate(getattr(message, field.name)):
+            yield f"[{index}]", child
+    elif message.HasField(field.name):
+        yield "", getattr(message, field.name)
+
+
+@cache
+def _nested(descriptor: Descriptor) -> tuple[FieldDescriptor, ...]:
+    """Fields that hold messages with rules of their own somewhere below."""
+    return tuple(field for field in descriptor.fields if _value_type(field) and _has_rules(_value_type(field), frozenset()))
+
+
+def _value_type(field: FieldDescriptor) -> Descriptor | None:
+    if field.message_type is None:
+        return None
+    if _is_map(field):
+        return field.message_type.fields_by_name["value"].message_type
+    return field.message_type
+
+
+def _has_rules(descriptor: Descriptor | None, seen: frozenset[str]) -> bool:
+    if descriptor is None or descriptor.full_name in seen or descriptor.file.package == "google.protobuf":
+        return False
+    below = seen | {descriptor.full_name}
+    return bool(_compiled(descriptor)) or any(_has_rules(_value_type(field), below) for field in descriptor.fields)
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
+
+
+@cache
+def _caller_fields(descriptor: Descriptor) -> tuple[str, ...]:
+    return tuple(field.name for field in descriptor.fields if field_rules(field).caller_id)
+
+
+def field_rules(field: FieldDescriptor) -> options_pb2.FieldRules:
+    """The rules of a field; empty where the contract has none."""
+    return field.GetOptions().Extensions[options_pb2.rules]
+
+
+FieldCheck = Callable[[Message], Iterator[tuple[str, str]]]
+
+
+@cache
+def _compiled(descriptor: Descriptor) -> tuple[tuple[FieldDescriptor, FieldCheck], ...]:
+    found = ((field, _field_check(field, field_rules(field))) for field in descriptor.fields)
+    return tuple((field, check) for field, check in found if check is not None)
+
+
+def _field_check(field: FieldDescriptor, rules: options_pb2.FieldRules) -> FieldCheck | None:
+    one = _value_checks(field, rules)
+    if _is_map(field):
+        return _map_check(field.name, one, rules)
+    if field.is_repeated:
+        return _list_check(field.name, one, rules) if one or rules.ByteSize() else None
+    if not one and not rules.required:
+        return None
+    return _single_check(field, one, rules)
+
+
+def _single_check(field: FieldDescriptor, checks: Sequence[Check], rules: options_pb2.FieldRules) -> FieldCheck:
+    name, has_presence = field.name, field.has_presence
+
+    def check(message: Message) -> Iterator[tuple[str, str]]:
+        value = getattr(message, name)
+        is_set = message.HasField(name) if has_presence else bool(value)
+        if not is_set:
+            if rules.required:
+                yield "", "is required"
+            return
+        for one in checks:
+            if problem := one(value):
+                yield "", problem
+
+    return check
+
+
+def _list_check(name: str, checks: Sequence[Check], rules: options_pb2.FieldRules) -> FieldCheck:
+    def check(message: Message) -> Iterator[tuple[str, str]]:
+        values = getattr(message, name)
+        if rules.required and not values:
+            yield "", "is required"
+        if rules.max_items and len(values) > rules.max_items:
+            yield "", f"has {len(values)} items, at most {rules.max_items} are allowed"
+            return
+        for index, value in enumerate(values):
+            for one in checks:
+                if problem := one(value):
+                    yield f"[{index}]", problem
+
+    return check
+
+
+def _map_check(name: str, checks: Sequence[Check], rules: options_pb2.FieldRules) -> FieldCheck:
+    def check(message: Message) -> Iterator[tuple[str, str]]:
+        pairs = getattr(message, name)
+        if rules.max_items and len(pairs) > rules.max_items:
+            yield "", f"has {len(pairs)} entries, at most {rules.max_items} are allowed"
+            return
+        for key, value in pairs.items():
+            if isinstance(key, str) and (problem := _no_control(key)):
+                yield "", f"a key {problem}"
+            for one in checks:
+                if problem := one(value):
+                    yield f"[{key!r}]", problem
+
+    return check
+
+
+def _value_checks(field: FieldDescriptor, rules: options_pb2.FieldRules) -> list[Check]:
+    """Checks of one value of the field: of the value itself, of a list's item, of a map's value."""
+    value = field
+    if field.message_type is not None and _is_map(field):
+        value = field.message_type.fields_by_name["value"]
+    if value.type == FieldDescriptor.TYPE_STRING:
+        return list(_text_checks(rules))
+    return list(_number_checks(rules))
+
+
+def _number_checks(rules: options_pb2.FieldRules) -> Iterator[Check]:
+    if rules.HasField("at_least"):
+        least = rules.at_least
+        # Negated, so that NaN is refused.
+        yield lambda value: None if value >= least else f"must be at least {least:g}"
+    if rules.HasField("at_most"):
+        most = rules.at_most
+        yield lambda value: None if value <= most else f"must be at most {most:g}"
+
+
+def _text_checks(rules: options_pb2.FieldRules) -> Iterator[Check]:
+    yield _no_control
+    if least := rules.min_length:
+        yield lambda text: None if len(text) >= least else f"has {len(text)} characters, at least {least} are needed"
+    if most := rules.max_length:
+        yield lambda text: None if len(text) <= most else f"has {len(text)} characters, at most {most} are allowed"
+    if rules.pattern:
+        yield _pattern_check(re.compile(rules.pattern), rules.pattern_meaning)
+    if allowed := list(rules.__getattribute__("in")):
+        yield lambda text: None if text in allowed else f"must be one of {', '.join(allowed)}"
+    if rules.uuid:
+        yield _is_uuid
+    if rules.email:
+        yield lambda text: None if _EMAIL.fullmatch(text) else "must be an email address, like ana@example.com"
+
+
+def _pattern_check(pattern: re.Pattern[str], meaning: str) -> Check:
+    return lambda text: None if pattern.fullmatch(text) else f"may hold only {meaning}"
+
+
+def _no_control(text: str) -> str | None:
+    return "holds a control character (NUL, say): remove it" if _CONTROL.search(text) else None
+
+
+def _is_uuid(text: str) -> str | None:
+    try:
+        uuid.UUID(text)
+    except ValueError:
+        return "must be a UUID, like 0199c3f2-7d41-7a6e-9d0b-3c5e8f1a2b4d"
+    return None if len(text) == 36 else "must be a UUID with dashes, 36 characters"  # noqa: PLR2004

@@ -1,0 +1,53 @@
+"""The settings that every service has, read once in `__main__` from the environment.
+
+Configurability is kept small on purpose. A service's own settings subclass these. Secrets have no default and never print.
+"""
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.runtime.log import LogFormat
+
+ADDRESS = r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):\d{1,5}$"
+
+
+class ServerSettings(BaseSettings):
+    """What it takes to be a process of the suite."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    listen_address: str = Field(pattern=ADDRESS)
+    """Where gRPC is served, host:port."""
+    metrics_address: str = Field(pattern=ADDRESS)
+    """Where Prometheus metrics are served, host:port."""
+    database_url: SecretStr
+    """The service's own database, as the plain role that row-level security confines."""
+    database_pool_size: int = Field(default=10, ge=1, le=200)
+    """Connections that a process keeps. Fixed: overflow connections cost Postgres more than a short wait costs a call."""
+    migration_database_url: SecretStr | None = None
+    """The same database as the role that owns the tables; read by `migrate` only."""
+    drain_wait_seconds: float = Field(default=0.5, ge=0, le=60)
+    """After NOT_SERVING is told and before new calls are refused: time for load balancers to notice."""
+    drain_seconds: float = Field(default=10, ge=0, le=600)
+    """How long open calls may go on at a stop."""
+    slow_call_seconds: float = Field(default=2, gt=0)
+    """Calls slower than this are logged as `rpc.slow`."""
+    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    """Least level of our own log lines."""
+    log_format: LogFormat = "auto"
+    """`text`, `json`, or `auto`: text in a terminal."""
+
+
+class PeerSettings(BaseSettings):
+    """What it takes to verify identities and to call other services; every service but auth."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    auth_target: str = Field(min_length=1)
+    """gRPC target of auth: `dns:///auth:50051`, or `ipv4:127.0.0.1:50051,127.0.0.1:50052`."""
+    workload_credential_file: str = Field(min_length=1)
+    """File with the secret by which auth knows this service."""
+    ended_sessions_grace_seconds: float = Field(default=60, ge=5)
+    """How long identities are accepted after auth was last heard. A partition from auth cannot hide a logout for longer."""
+    peer_timeout_seconds: float = Field(default=5, gt=0)
+    """Deadline of a call to another service, unless the call says otherwise or its caller has less time left."""
