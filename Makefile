@@ -1,6 +1,6 @@
 # Everything that a developer runs. Needs Python 3.11+ and make; the rest is installed into .venv from the lock files.
 .DEFAULT_GOAL := help
-.PHONY: help run test verify lint types contracts proto-clean proto fmt migration lock clean
+.PHONY: help run test verify lint types contracts proto-clean proto publish-contract fmt migration lock clean
 SHELL := /bin/bash
 
 PYTHON ?= python3
@@ -11,7 +11,7 @@ CODE := services gateway simulator suite protos/generate.py
 TESTS := tests
 
 help: ## This list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 run: .venv/run ## Bring up the whole suite on this machine: the edge on http://127.0.0.1:8080
 	@exec $(BIN)/python -m suite
