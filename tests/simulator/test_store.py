@@ -1,0 +1,50 @@
+"""The bounds of the response store: number, age, and what becomes of an evicted run."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from simulator.errors import ApiError
+from simulator.plan import Pace
+from simulator.requests import ResponsesRequest
+from simulator.responses import ResponseRun
+from simulator.rules import numbered
+from simulator.store import ResponseStore, StoredResponse
+
+
+def stored() -> StoredResponse:
+    request = ResponsesRequest(model="m", input="go", background=True)
+    return StoredResponse(ResponseRun(request, numbered(1000), tools=[], input_tokens=(1, 0), stop=None), [], streamed=True)
+
+
+def identity(one: StoredResponse) -> str:
+    return str(one.run.response["id"])
+
+
+async def test_the_least_recently_used_goes_first_and_its_run_is_stopped() -> None:
+    store, kept = ResponseStore(limit=2), [stored() for _ in range(3)]
+    kept[1].start(Pace(interval_ms=1000), None)
+    store.put(kept[0])
+    store.put(kept[1])
+    store.get(identity(kept[0]))
+    store.put(kept[2])
+    assert store.get(identity(kept[0])) is kept[0]
+    with pytest.raises(ApiError):
+        store.get(identity(kept[1]))
+    async with asyncio.timeout(1):
+        await kept[1].finish()
+    assert not kept[1].run.finished
+
+
+async def test_an_expired_response_is_not_found() -> None:
+    store, one = ResponseStore(ttl_seconds=0.02), stored()
+    store.put(one)
+    assert store.get(identity(one)) is one
+    await asyncio.sleep(0.03)
+    with pytest.raises(ApiError):
+        store.get(identity(one))
+    with pytest.raises(ApiError) as caught:
+        store.history(identity(one))
+    assert caught.value.body["error"]["code"] == "previous_response_not_found"
