@@ -1,0 +1,101 @@
+"""Where the services are: one cluster a service, and the loop through which the edge fetches the signing keys.
+
+Invariant: no limit of a cluster is below the number of streams that the settings promise.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gateway.settings import Address, EdgeSettings
+
+Config = dict[str, Any]
+# A unix socket has no longer path than this.
+_SOCKET_PATH_BYTES = 103
+_PROTOCOL = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+def clusters(settings: EdgeSettings, directory: Path) -> list[Config]:
+    """Every cluster, the services' in the order of the settings."""
+    return [*(_service(settings, name, where) for name, where in settings.endpoints().items()), _jwks_loop(directory)]
+
+
+def _service(settings: EdgeSettings, name: str, endpoints: Sequence[Address]) -> Config:
+    is_static = all(endpoint.is_ip for endpoint in endpoints)
+    return {
+        "name": name,
+        "type": "STATIC" if is_static else "STRICT_DNS",
+        "connect_timeout": "2s",
+        "lb_policy": "ROUND_ROBIN",
+        # With nobody healthy a call is tried all the same; above that, only healthy processes are asked.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 1}},
+        "health_checks": [_health_check(settings)],
+        "circuit_breakers": {"thresholds": [_breaker(settings)]},
+        "typed_extension_protocol_options": {_PROTOCOL: _http2(settings)},
+        # Dead peers are found by TCP: gRPC servers take frequent HTTP/2 pings for abuse.
+        "upstream_connection_options": {
+            "tcp_keepalive": {"keepalive_time": 30, "keepalive_interval": 10, "keepalive_probes": 3}
+        },
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": socket_address(each)}} for each in endpoints]}],
+        },
+    }
+
+
+def socket_address(address: Address) -> Config:
+    """An address as Envoy writes it."""
+    return {"socket_address": {"address": address.host, "port_value": address.port}}
+
+
+def jwks_address(directory: Path) -> Config:
+    """The unix socket on which the edge answers its own fetch of the signing keys; OSError when its path is too long.
+
+    A socket and not Envoy's internal listener: keys are fetched ahead on the main thread, which cannot reach that one.
+    """
+    path = str(directory / "jwks.sock")
+    if len(path.encode()) > _SOCKET_PATH_BYTES:
+        raise OSError(f"{path} is too long for a unix socket: choose a folder with a shorter path")
+    return {"pipe": {"path": path, "mode": 0o600}}
+
+
+def _health_check(settings: EdgeSettings) -> Config:
+    interval = f"{settings.health_check_interval_seconds:.3f}s"
+    return {
+        "timeout": "2s",
+        "interval": interval,
+        # Without these a service that nobody called is looked at once a minute.
+        "no_traffic_interval": interval,
+        "no_traffic_healthy_interval": interval,
+        # NOT_SERVING counts at once; a check that got no answer must fail this often.
+        "unhealthy_threshold": 2,
+        "healthy_threshold": 1,
+        "grpc_health_check": {},
+    }
+
+
+def _breaker(settings: EdgeSettings) -> Config:
+    most = settings.max_streams
+    return {"max_connections": most, "max_pending_requests": most, "max_requests": most, "max_retries": 100}
+
+
+def _http2(settings: EdgeSettings) -> Config:
+    options = {
+        "max_concurrent_streams": settings.max_streams,
+        "initial_stream_window_size": 256 * 1024,
+        "initial_connection_window_size": 8 * 1024 * 1024,
+    }
+    return {
+        "@type": f"type.googleapis.com/{_PROTOCOL}",
+        "explicit_http_config": {"http2_protocol_options": options},
+    }
+
+
+def _jwks_loop(directory: Path) -> Config:
+    endpoint = {"address": jwks_address(directory)}
+    return {
+        "name": "jwks",
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {"cluster_name": "jwks", "endpoints": [{"lb_endpoints": [{"endpoint": endpoint}]}]},
+    }

@@ -1,0 +1,8 @@
+-- Runs only on routes of streams that are answered line by line. The transcoder calls the lines application/json; their
+-- right name is set here, on answers that are streams. The body is not looked at.
+
+function envoy_on_response(handle)
+  if handle:headers():get(":status") == "200" then
+    handle:headers():replace("content-type", "application/x-ndjson")
+  end
+end

@@ -1,0 +1,191 @@
+"""Which request goes where: generated from the RPCs that clients may reach, in the order in which Envoy tries them.
+
+Invariant: a route carries one RPC's identity rule and one RPC's timeouts; a path without a route is 404, a path with a
+route but without the method 405, a Host that is not served 421. Nothing reaches a service but through a route made here.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gateway import filters
+from gateway.contract import Binding, Rpc
+from gateway.refusals import plain_json
+from gateway.settings import EdgeSettings
+from gateway.web import GREATEST_PAGE_BYTES, PAGES
+
+Config = dict[str, Any]
+NDJSON = "application/x-ndjson"
+# What a browser may send and read across origins.
+CORS_REQUEST_HEADERS = (
+    "accept,authorization,content-type,grpc-timeout,idempotency-key,last-event-id,x-grpc-web,x-request-id,x-user-agent"
+)
+CORS_RESPONSE_HEADERS = "grpc-message,grpc-status,grpc-status-details-bin,retry-after,x-request-id"
+CORS_MAX_AGE_SECONDS = 600
+PAGE_MAX_AGE_SECONDS = 300
+_READS: Config = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD"}}}
+
+
+def route_configuration(settings: EdgeSettings, rpcs: Sequence[Rpc], directory: Path, version: str) -> Config:
+    """Virtual hosts with every route; without `*` among the allowed hosts the last host refuses all others."""
+    routes = [
+        *_preflight_routes(settings.cors_allowed_origins),
+        *_grpc_routes(settings, rpcs),
+        *_rest_routes(settings, rpcs, directory),
+        *_wrong_method_routes(rpcs),
+        *_page_routes(directory, version),
+        _refusal({"prefix": "/"}, 404),
+    ]
+    hosts = [_virtual_host(settings, "suite", list(settings.allowed_hosts), routes)]
+    if "*" not in settings.allowed_hosts:
+        hosts.append(_virtual_host(settings, "unknown", ["*"], [_refusal({"prefix": "/"}, 421)]))
+    return {
+        "name": "edge",
+        "ignore_port_in_host_matching": True,
+        "max_direct_response_body_size_bytes": GREATEST_PAGE_BYTES,
+        "virtual_hosts": hosts,
+    }
+
+
+def _virtual_host(settings: EdgeSettings, name: str, domains: list[str], routes: list[Config]) -> Config:
+    host: Config = {"name": name, "domains": domains, "routes": routes}
+    if settings.cors_allowed_origins:
+        host["typed_per_filter_config"] = {"envoy.filters.http.cors": _cors_policy(settings.cors_allowed_origins)}
+    return host
+
+
+def _cors_policy(origins: Sequence[str]) -> Config:
+    return {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy",
+        "allow_origin_string_match": [_origin(origin) for origin in origins],
+        "allow_methods": "GET,POST,PUT,PATCH,DELETE",
+        "allow_headers": CORS_REQUEST_HEADERS,
+        "expose_headers": CORS_RESPONSE_HEADERS,
+        "max_age": str(CORS_MAX_AGE_SECONDS),
+    }
+
+
+def _origin(origin: str) -> Config:
+    return {"safe_regex": {"regex": ".+"}} if origin == "*" else {"exact": origin}
+
+
+def _preflight_routes(origins: Sequence[str]) -> Iterator[Config]:
+    # The cors filter answers before the cluster is asked, but only on a route that has one. Other origins get no further
+    # than the path's 405.
+    asks = {"name": "access-control-request-method", "present_match": True}
+    for origin in origins:
+        from_origin = {"name": "origin", "string_match": _origin(origin)}
+        yield {
+            "match": {"prefix": "/", "headers": [_has_method("OPTIONS"), from_origin, asks]},
+            "route": {"cluster": "auth"},
+            "typed_per_filter_config": filters.outside_the_contract(),
+        }
+
+
+def _grpc_routes(settings: EdgeSettings, rpcs: Iterable[Rpc]) -> Iterator[Config]:
+    content = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
+    for rpc in rpcs:
+        match = {"path": rpc.grpc_path, "headers": [_has_method("POST"), content]}
+        per_filter = {"envoy.filters.http.jwt_authn": filters.identity_rule(is_public=rpc.is_public)}
+        yield _to_service(settings, rpc, match, per_filter)
+
+
+def _rest_routes(settings: EdgeSettings, rpcs: Iterable[Rpc], directory: Path) -> Iterator[Config]:
+    faces = [(binding, rpc) for rpc in rpcs for binding in rpc.bindings]
+    for binding, rpc in sorted(faces, key=lambda face: face[0].specificity):
+        match = {**_path_match(binding), "headers": [_has_method(binding.method)]}
+        per_filter = {
+            "envoy.filters.http.jwt_authn": filters.identity_rule(is_public=rpc.is_public),
+            "envoy.filters.http.header_mutation": filters.rest_response_headers(is_stream=rpc.is_stream),
+            "envoy.filters.http.buffer": filters.rest_body_limit(settings),
+        }
+        if rpc.is_stream:
+            yield _ndjson_route(settings, rpc, match, per_filter, directory)
+            per_filter = {**per_filter, "stream_frames": filters.stream_script("sse.lua")}
+        yield _to_service(settings, rpc, match, per_filter)
+
+
+def _ndjson_route(settings: EdgeSettings, rpc: Rpc, match: Config, per_filter: Config, directory: Path) -> Config:
+    accepts = {"name": "accept", "string_match": {"contains": NDJSON, "ignore_case": True}}
+    lines = filters.transcoder(settings, [rpc.full_service], directory, is_ndjson=True)
+    return _to_service(
+        settings,
+        rpc,
+        {**match, "headers": [*match["headers"], accepts]},
+        {
+            **per_filter,
+            "envoy.filters.http.grpc_json_transcoder": lines,
+            "stream_frames": filters.stream_script("ndjson.lua"),
+        },
+    )
+
+
+def _to_service(settings: EdgeSettings, rpc: Rpc, match: Config, per_filter: Config) -> Config:
+    if rpc.is_stream:
+        limits: Config = {"timeout": "0s", "idle_timeout": f"{settings.stream_idle_timeout_seconds}s"}
+    else:
+        limits = {"timeout": f"{settings.request_timeout_seconds}s"}
+    # Both conditions mean that no service has seen the call yet, so that even a POST is not done twice.
+    retry = {"retry_on": "connect-failure,refused-stream", "num_retries": 2}
+    return {
+        "match": match,
+        "route": {"cluster": rpc.owner, **limits, "retry_policy": retry},
+        "typed_per_filter_config": per_filter,
+    }
+
+
+def _wrong_method_routes(rpcs: Iterable[Rpc]) -> Iterator[Config]:
+    bindings = [binding for rpc in rpcs for binding in rpc.bindings]
+    seen: set[str] = set()
+    for binding in sorted(bindings, key=lambda each: each.specificity):
+        if binding.template not in seen:
+            seen.add(binding.template)
+            methods = {other.method for other in bindings if other.template == binding.template}
+            yield _refusal(_path_match(binding), 405, allow=sorted(methods))
+
+
+def _page_routes(directory: Path, version: str) -> Iterator[Config]:
+    yield {
+        "match": {"path": "/", "headers": [_READS]},
+        "redirect": {"path_redirect": "/docs", "response_code": "FOUND"},
+        "typed_per_filter_config": filters.outside_the_contract(),
+    }
+    yield _page("/api", {"inline_string": plain_json(name="parley", version=version)}, "application/json")
+    for path, page in PAGES.items():
+        yield _page(path, {"filename": str(directory / "web" / page.file)}, page.content_type)
+    for path in ("/", "/api", *PAGES, "/health", "/api/v1/health"):
+        yield _refusal({"path": path}, 405, allow=["GET", "HEAD"])
+
+
+def _page(path: str, body: Config, content_type: str) -> Config:
+    headers = (("content-type", content_type), ("cache-control", f"public, max-age={PAGE_MAX_AGE_SECONDS}"))
+    return {
+        "match": {"path": path, "headers": [_READS]},
+        "direct_response": {"status": 200, "body": body},
+        "response_headers_to_add": [
+            {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"} for key, value in headers
+        ],
+        "typed_per_filter_config": filters.outside_the_contract(),
+    }
+
+
+def _refusal(match: Config, status: int, *, allow: Sequence[str] = ()) -> Config:
+    route: Config = {
+        "match": match,
+        "direct_response": {"status": status},
+        "typed_per_filter_config": filters.outside_the_contract(),
+    }
+    if allow:
+        header = {"header": {"key": "allow", "value": ", ".join(allow)}}
+        route["response_headers_to_add"] = [header]
+    return route
+
+
+def _path_match(binding: Binding) -> Config:
+    if binding.variables:
+        return {"safe_regex": {"regex": binding.regex}}
+    return {"path": binding.template}
+
+
+def _has_method(method: str) -> Config:
+    return {"name": ":method", "string_match": {"exact": method}}

@@ -1,0 +1,149 @@
+"""What an operator may set about the edge, read once from the environment.
+
+Invariant: a value that Envoy would misread is refused here, by the name of its variable.
+"""
+
+import ipaddress
+import os
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+GENERATION_DEADLINE_SECONDS = 120
+HEARTBEAT_SECONDS = 15
+_GREATEST_PORT = 65535
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A host (name, IPv4 or bracketless IPv6) and a port."""
+
+    host: str
+    port: int
+
+    @property
+    def is_ip(self) -> bool:
+        """Whether the host needs no name service."""
+        return _is_ip(self.host)
+
+    @classmethod
+    def parse(cls, text: str) -> "Address":
+        """Reads `host:port` or `[ipv6]:port`; ValueError says what is wrong with it."""
+        host, colon, port = text.strip().rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        is_host = _HOST.fullmatch(host) is not None or _is_ip(host)
+        if not colon or not is_host or not port.isdecimal() or not 0 < int(port) <= _GREATEST_PORT:
+            raise ValueError(f"{text!r} is not host:port with a port between 1 and {_GREATEST_PORT}")
+        return cls(host, int(port))
+
+
+def _split(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _addresses(value: object) -> object:
+    parts = _split(value)
+    if isinstance(parts, tuple | list):
+        return tuple(Address.parse(part) if isinstance(part, str) else part for part in parts)
+    return parts
+
+
+Place = Annotated[Address, NoDecode]
+Endpoints = Annotated[tuple[Address, ...], NoDecode, Field(min_length=1)]
+Names = Annotated[tuple[str, ...], NoDecode]
+
+
+class EdgeSettings(BaseSettings):
+    """Every setting of the edge; each has a default that suits one machine."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    edge_address: Place = Address("127.0.0.1", 8080)
+    edge_admin_address: Place = Address("127.0.0.1", 9901)
+    # Where each service listens. Names are resolved again and again (headless services of a cluster); addresses are kept.
+    auth_endpoints: Endpoints = (Address("127.0.0.1", 50051),)
+    chat_endpoints: Endpoints = (Address("127.0.0.1", 50061),)
+    memory_endpoints: Endpoints = (Address("127.0.0.1", 50071),)
+    # Origins of web pages that may call: exact, or `*`. None by default.
+    cors_allowed_origins: Names = ()
+    # Host headers that are answered, without port: exact, `*.example.com`, or `*`. Others get 421.
+    allowed_hosts: Names = ("*",)
+    # A unary call may wait for a model: longer than the generation's own deadline, so that chat's answer wins.
+    request_timeout_seconds: int = Field(default=130, gt=GENERATION_DEADLINE_SECONDS, le=3600)
+    # How long a client may take to send its whole request.
+    receive_timeout_seconds: int = Field(default=60, ge=1, le=3600)
+    # A stream without an event, heartbeats included, for this long is dead.
+    stream_idle_timeout_seconds: int = Field(default=90, ge=3 * HEARTBEAT_SECONDS, le=3600)
+    # At most what a service takes (8 MiB), so that it is the edge that says 413.
+    max_body_bytes: int = Field(default=2 * 1024 * 1024, ge=1024, le=8 * 1024 * 1024)
+    # Greatest unary answer that is turned into JSON: a whole conversation, say.
+    max_answer_bytes: int = Field(default=32 * 1024 * 1024, ge=1024 * 1024, le=256 * 1024 * 1024)
+    # Streams at once, of one connection and towards one service.
+    max_streams: int = Field(default=10_000, ge=100, le=1_000_000)
+    max_connections: int = Field(default=20_000, ge=10, le=1_000_000)
+    # How often each process is asked for its health; /health is as old as this.
+    health_check_interval_seconds: float = Field(default=1.0, ge=0.05, le=60)
+    # How old a copy of the signing keys may be. Auth publishes a key well before it signs with it.
+    jwks_refresh_seconds: int = Field(default=60, ge=1, le=3600)
+    edge_access_log: Literal["off", "json"] = "off"
+    # Worker threads of Envoy.
+    edge_concurrency: int = Field(default_factory=lambda: min(os.cpu_count() or 1, 4), ge=1, le=256)
+
+    @field_validator("edge_address", "edge_admin_address", mode="before")
+    @classmethod
+    def _read_address(cls, value: object) -> object:
+        return Address.parse(value) if isinstance(value, str) else value
+
+    @field_validator("auth_endpoints", "chat_endpoints", "memory_endpoints", mode="before")
+    @classmethod
+    def _read_endpoints(cls, value: object) -> object:
+        return _addresses(value)
+
+    @field_validator("cors_allowed_origins", "allowed_hosts", mode="before")
+    @classmethod
+    def _read_names(cls, value: object) -> object:
+        return _split(value)
+
+    @field_validator("cors_allowed_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and (not origin.startswith(("http://", "https://")) or origin.count("/") != 2):  # noqa: PLR2004
+                raise ValueError(f"{origin!r} is not an origin: write https://host[:port] without a path, or *")
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("names no host: write * to answer every Host")
+        if len(set(value)) != len(value):
+            raise ValueError("names a host twice")
+        for host in value:
+            if host != "*" and not _HOST.fullmatch(host.removeprefix("*.")):
+                raise ValueError(f"{host!r} is not a host name: write it without scheme and port, as a.b, *.b or *")
+        return value
+
+    @model_validator(mode="after")
+    def _check_admin(self) -> "EdgeSettings":
+        if self.edge_address == self.edge_admin_address:
+            raise ValueError("EDGE_ADDRESS and EDGE_ADMIN_ADDRESS are the same")
+        return self
+
+    def endpoints(self) -> dict[str, tuple[Address, ...]]:
+        """Name of each service, as in its proto package, with where it listens."""
+        return {"auth": self.auth_endpoints, "chat": self.chat_endpoints, "memory": self.memory_endpoints}

@@ -1,0 +1,126 @@
+"""What the edge answers by itself: health, name and version, the documentation and the OpenAPI document."""
+
+import re
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+
+import httpx2
+import pytest
+from openapi_spec_validator import validate
+
+from gateway.contract import DESCRIPTORS, exposed_rpcs, read_descriptors
+from tests.gateway.backend import Script, Service, endpoints_of, running_services
+from tests.gateway.edge import Edge, running_edge
+
+
+@pytest.fixture
+async def own_services(script: Script) -> AsyncIterator[dict[str, Service]]:
+    async with running_services(script) as services:
+        yield services
+
+
+@pytest.fixture
+async def own_edge(own_services: dict[str, Service]) -> AsyncIterator[Edge]:
+    endpoints = endpoints_of(own_services)
+    async with running_edge(endpoints, health_check_interval_seconds=0.1) as edge:
+        yield edge
+
+
+async def test_health_follows_every_service(own_edge: Edge, own_services: dict[str, Service]) -> None:
+    async with own_edge.client() as client:
+        await own_edge.until_answers("/health", 200)
+        await own_services["memory"].tell_health(is_serving=False)
+        await own_edge.until_answers("/health", 503)
+        for path in ("/health", "/api/v1/health"):
+            response = await client.get(path)
+            assert (response.status_code, response.headers["cache-control"]) == (503, "max-age=5")
+            assert response.json() == {"status": "not_serving", "version": version("parley")}
+        await own_services["memory"].tell_health(is_serving=True)
+        await own_edge.until_answers("/api/v1/health", 200)
+        assert (await client.get("/health")).json() == {"status": "serving", "version": version("parley")}
+        await own_services["chat"].stop()
+        await own_edge.until_answers("/health", 503)
+
+
+async def test_health_is_public_and_takes_a_query(client: httpx2.AsyncClient) -> None:
+    response = await client.get("/api/v1/health?verbose=1")
+    assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
+    assert (await client.head("/health")).status_code == 200
+
+
+async def test_name_and_version(client: httpx2.AsyncClient) -> None:
+    assert (await client.get("/api")).json() == {"name": "parley", "version": version("parley")}
+
+
+async def test_root_leads_to_the_documentation(client: httpx2.AsyncClient) -> None:
+    response = await client.get("/")
+    assert response.status_code == 302
+    assert httpx2.URL(response.headers["location"]).path == "/docs"
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+async def test_pages_refer_only_to_what_is_served_here(client: httpx2.AsyncClient, path: str) -> None:
+    page = await client.get(path)
+    assert page.headers["content-type"].startswith("text/html")
+    links = re.findall(r'(?:src|href|spec-url)="([^"]+)"', page.text)
+    scripts = [link for link in links if link.endswith(".js")]
+    assert scripts
+    for link in links:
+        assert link.startswith("/")
+        assert not link.startswith("//")
+        asset = await client.get(link)
+        assert asset.status_code == 200
+        assert len(asset.content) > 100
+    assert "default-src 'none'" in page.text
+    for script in scripts:
+        assert (await client.get(script)).headers["content-type"].startswith("text/javascript")
+
+
+async def test_documentation_asks_for_our_document(client: httpx2.AsyncClient) -> None:
+    assert '"/openapi.json"' in (await client.get("/assets/docs.js")).text
+    assert 'spec-url="/openapi.json"' in (await client.get("/redoc")).text
+
+
+async def test_openapi_document_is_valid_and_complete(client: httpx2.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    validate(document)
+    written = {(path, method.upper()) for path, item in document["paths"].items() for method in item}
+    rpcs = exposed_rpcs(read_descriptors(DESCRIPTORS))
+    promised = {(binding.template, binding.method) for rpc in rpcs for binding in rpc.bindings}
+    edge = {("/health", "GET"), ("/api/v1/health", "GET"), ("/api", "GET")}
+    assert written == promised | edge
+
+
+async def test_openapi_document_says_what_the_contract_says(client: httpx2.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    schemas = document["components"]["schemas"]
+    username = schemas["RegisterRequest"]["properties"]["username"]
+    assert (username["minLength"], username["maxLength"]) == (3, 50)
+    assert re.fullmatch(username["pattern"], "ana.b-c_1")
+    assert schemas["RegisterRequest"]["properties"]["password"]["writeOnly"] is True
+    assert schemas["RegisterRequest"]["required"] == ["username", "email", "password"]
+    assert schemas["User"]["properties"]["create_time"]["format"] == "date-time"
+    assert "create_time" not in schemas["User"]["required"]
+    assert "is_admin" in schemas["User"]["required"]
+    request = schemas["CompletionRequest"]["properties"]
+    assert request["reasoning_effort"]["enum"] == ["minimal", "low", "medium", "high"]
+    assert (request["temperature"]["minimum"], request["temperature"]["maximum"]) == (0, 2)
+    assert request["metadata"]["maxProperties"] == 16
+    stream = document["paths"]["/api/v1/chat/stream"]["post"]
+    assert set(stream["responses"]["200"]["content"]) == {"text/event-stream", "application/x-ndjson"}
+    assert stream["security"] == [{"bearer": []}]
+    assert "CONVERSATION_NOT_FOUND" in stream["responses"]["404"]["content"]["application/json"]["examples"]
+    assert document["paths"]["/api/v1/auth/login"]["post"]["security"] == []
+    by_user = document["paths"]["/api/v1/chat/{user_id}"]["post"]
+    assert by_user["parameters"][0]["name"] == "user_id"
+    body = by_user["requestBody"]["content"]["application/json"]["schema"]
+    assert "user_id" not in body["properties"]
+    listing = document["paths"]["/api/v1/chat/conversations/{conversation_id}/messages"]["get"]
+    places = {parameter["name"]: parameter["in"] for parameter in listing["parameters"]}
+    assert places == {"conversation_id": "path", "page_size": "query", "page_token": "query"}
+
+
+async def test_openapi_document_hides_what_clients_cannot_reach(client: httpx2.AsyncClient) -> None:
+    text = (await client.get("/openapi.json")).text
+    for name in ("TokenService", "MemoryService", "RecordTurn", "ExchangeForUser"):
+        assert name not in text
