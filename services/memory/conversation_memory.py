@@ -1,0 +1,120 @@
+"""What memory does with a conversation: record its turns, give the context for the next one, forget.
+
+Owns the agreement of the two tiers. Postgres decides and is asked in every call; the working set follows, and may miss
+any message about it. Chat records a turn between any two contexts, so a recorded turn is appended to the block that is
+held: sending the new lines costs less than reading the conversation again, and without it no context would ever be
+found there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.memory.context import Block, Context, assemble
+from services.memory.store import Eviction, Head, Recorded, TurnStore
+from services.memory.turns import ConversationKey, Turn
+from services.memory.working_set import WorkingSet
+
+
+@dataclass(frozen=True, slots=True)
+class ContextLimits:
+    """Tokens of a context when the caller names none, the most that it may ask for, and messages that are looked at."""
+
+    default_tokens: int
+    most_tokens: int
+    most_messages: int
+
+
+class ConversationMemory:
+    """The first tier of memory."""
+
+    def __init__(self, store: TurnStore, working_set: WorkingSet, limits: ContextLimits) -> None:
+        self._store = store
+        self._working_set = working_set
+        self._limits = limits
+
+    async def record(self, key: ConversationKey, told: Sequence[Turn]) -> int:
+        """Records turns, idempotently; returns how far the conversation is known now, 0 when it was deleted.
+
+        Raises InvalidArgument when a message belongs to another conversation or another place.
+        """
+        recorded = await self._store.record(key, told)
+        if recorded is None:
+            return 0
+        await self._hold(key, recorded)
+        return recorded.head.last_sequence
+
+    async def _hold(self, key: ConversationKey, recorded: Recorded) -> None:
+        """Brings the held block up to date when the conversation only grew; else the next reader puts a new one."""
+        turns, head = recorded.appended, recorded.head
+        if turns is None:
+            return
+        if recorded.previous is None or recorded.previous.last_sequence == 0:
+            await self._working_set.put(key, head.version, Block(1, 0, turns[::-1]))
+        else:
+            await self._working_set.append(key, from_version=recorded.previous.version, version=head.version, turns=turns)
+
+    async def assemble(self, key: ConversationKey, *, token_budget: int) -> Context:
+        """The latest turns that fit the budget (0: the default; more than the greatest: the greatest), see context.py.
+
+        Empty for a conversation that is unknown or deleted.
+        """
+        budget = min(token_budget or self._limits.default_tokens, self._limits.most_tokens)
+        head = await self._store.head(key)
+        if head is None:
+            return Context()
+        block = await self._working_set.read(key, head.version)
+        context = None if block is None else self._cut(block, head, budget)
+        return await self._assemble_from_store(key, budget) if context is None else context
+
+    async def _assemble_from_store(self, key: ConversationKey, budget: int) -> Context:
+        # At least what a call without a budget needs, so that a small context does not leave a block too short for the next.
+        tokens = max(budget, self._limits.default_tokens)
+        found = await self._store.latest(key, most_messages=self._limits.most_messages, most_tokens=tokens)
+        if found is None:
+            return Context()
+        head, block = found
+        await self._working_set.put(key, head.version, block)
+        context = self._cut(block, head, budget)
+        if context is None:
+            raise RuntimeError("a block of the store did not reach back far enough")
+        return context
+
+    def _cut(self, block: Block, head: Head, budget: int) -> Context | None:
+        return assemble(
+            block,
+            last_sequence=head.last_sequence,
+            token_budget=budget,
+            most_messages=self._limits.most_messages,
+        )
+
+    async def forget(self, key: ConversationKey, *, from_sequence: int) -> int:
+        """Forgets the conversation for good (0), or its turns from `from_sequence` on; counts what went. Idempotent.
+
+        When the working set cannot be reached, its eviction stays owed and is swept later; see evictions.py.
+        """
+        if from_sequence == 0:
+            count, eviction = await self._store.delete_conversation(key)
+        else:
+            shortened = await self._store.delete_end(key, from_sequence=from_sequence)
+            if shortened is None:
+                return 0
+            count, eviction = shortened
+        await self.settle(eviction)
+        return count
+
+    async def settle(self, eviction: Eviction) -> bool:
+        """Makes the working set forget; False when it did not answer and the eviction stays owed."""
+        if not await self._working_set.evict(eviction.key, eviction.version):
+            return False
+        await self._store.settle(eviction)
+        return True
+
+    async def settle_owed(self, most: int) -> bool:
+        """Settles evictions that are owed, `most` at most; True when there may be more that can be settled now."""
+        owed = await self._store.owed_evictions(most)
+        for eviction in owed:
+            if not await self.settle(eviction):
+                return False
+        return len(owed) == most

@@ -1,0 +1,132 @@
+"""MemoryService over gRPC: check, call, convert.
+
+The user is always the one on whose behalf the calling service acts; a call without one is refused. What the field rules
+of the contract cannot say is checked here: places from 1, times that exist, each message and each place once.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from parley.memory.v1 import memory_pb2, memory_pb2_grpc
+from parley.type.v1 import error_reason_pb2 as reasons
+from services.memory import context as contexts
+from services.memory.conversation_memory import ConversationMemory
+from services.memory.tokens import message_tokens
+from services.memory.turns import ConversationKey, Turn
+from services.runtime.calls import current_user_id
+from services.runtime.errors import FieldViolation, InvalidArgument
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class MemoryServicer(memory_pb2_grpc.MemoryServiceServicer):
+    """The RPCs of parley.memory.v1.MemoryService."""
+
+    def __init__(self, memory: ConversationMemory) -> None:
+        self._memory = memory
+
+    async def AssembleContext(
+        self,
+        request: memory_pb2.AssembleContextRequest,
+        context: Context,
+    ) -> memory_pb2.AssembleContextResponse:
+        key = _key(request.conversation_id)
+        return _response(await self._memory.assemble(key, token_budget=request.token_budget))
+
+    async def RecordTurn(
+        self,
+        request: memory_pb2.RecordTurnRequest,
+        context: Context,
+    ) -> memory_pb2.RecordTurnResponse:
+        key = _key(request.conversation_id)
+        _check_messages(request.messages)
+        last_sequence = await self._memory.record(key, [_turn(message) for message in request.messages])
+        return memory_pb2.RecordTurnResponse(last_sequence=last_sequence)
+
+    async def InvalidateContext(
+        self,
+        request: memory_pb2.InvalidateContextRequest,
+        context: Context,
+    ) -> memory_pb2.InvalidateContextResponse:
+        key = _key(request.conversation_id)
+        forgotten = await self._memory.forget(key, from_sequence=request.from_sequence)
+        return memory_pb2.InvalidateContextResponse(forgotten_messages=forgotten)
+
+
+def _key(conversation_id: str) -> ConversationKey:
+    return ConversationKey(current_user_id(), str(uuid.UUID(conversation_id)))
+
+
+def _check_messages(messages: Sequence[memory_pb2.ContextMessage]) -> None:
+    violations = list(_violations(messages))
+    if violations:
+        raise InvalidArgument(
+            "; ".join(f"{violation.field}: {violation.description}" for violation in violations),
+            reasons.ERROR_REASON_INVALID_REQUEST,
+            metadata={"fields": ", ".join(dict.fromkeys(violation.field for violation in violations))},
+            violations=violations,
+        )
+
+
+def _violations(messages: Sequence[memory_pb2.ContextMessage]) -> Iterator[FieldViolation]:
+    ids, sequences = set[str](), set[int]()
+    for index, message in enumerate(messages):
+        where = f"messages[{index}]"
+        message_id = str(uuid.UUID(message.message_id))
+        if message.sequence < 1:
+            yield FieldViolation(f"{where}.sequence", "is required, 1 for the first message")
+        elif message.sequence in sequences:
+            yield FieldViolation(f"{where}.sequence", "is that of another message in this request")
+        if message_id in ids:
+            yield FieldViolation(f"{where}.message_id", "is that of another message in this request")
+        if _time(message.create_time) is None:
+            yield FieldViolation(f"{where}.create_time", "must lie in the years 1 to 9999")
+        ids.add(message_id)
+        sequences.add(message.sequence)
+
+
+def _time(timestamp: Timestamp) -> datetime | None:
+    try:
+        return timestamp.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _turn(message: memory_pb2.ContextMessage) -> Turn:
+    return Turn(
+        message_id=str(uuid.UUID(message.message_id)),
+        sequence=message.sequence,
+        role=message.role,
+        text=message.text,
+        revision=message.revision,
+        create_time=message.create_time.ToDatetime(tzinfo=UTC),
+        token_count=message_tokens(message.text),
+    )
+
+
+def _response(context: contexts.Context) -> memory_pb2.AssembleContextResponse:
+    return memory_pb2.AssembleContextResponse(
+        messages=[_message(turn) for turn in context.turns],
+        last_sequence=context.last_sequence,
+        token_count=context.token_count,
+    )
+
+
+def _message(turn: Turn) -> memory_pb2.ContextMessage:
+    create_time = Timestamp()
+    create_time.FromDatetime(turn.create_time)
+    return memory_pb2.ContextMessage(
+        message_id=turn.message_id,
+        sequence=turn.sequence,
+        role=turn.role,
+        text=turn.text,
+        revision=turn.revision,
+        create_time=create_time,
+    )

@@ -1,0 +1,49 @@
+"""The settings of memory, read once in `__main__` from the environment."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from services.runtime.settings import PeerSettings, ServerSettings
+
+
+class MemorySettings(ServerSettings, PeerSettings):
+    """What memory needs beyond what every service does."""
+
+    redis_url: SecretStr
+    """The Redis of the working set. It may be away; it must be named."""
+    redis_timeout_seconds: float = Field(default=0.1, gt=0, le=5)
+    """How long one operation on Redis may take, connecting included. Longer costs more than reading Postgres does."""
+    redis_retry_seconds: float = Field(default=1, gt=0, le=60)
+    """After a failure Redis is left alone for this long."""
+    redis_connections: int = Field(default=20, ge=1, le=1000)
+    """Connections to Redis that a process may hold."""
+    working_set_ttl_seconds: int = Field(default=1800, ge=1, le=86_400)
+    """How long the working set keeps a conversation after its last use. Text that was deleted while Redis was away, or
+    that Redis brings back from an old file, is there for as long at most."""
+    working_set_bytes: int = Field(default=131_072, ge=4_096, le=16_777_216)
+    """Largest block of one conversation: 128 KiB hold some 30,000 tokens of English. A larger context is read from Postgres
+    each time."""
+    working_set_messages: int = Field(default=500, ge=2, le=10_000)
+    """How many of the latest messages are looked at for a context, whatever its budget."""
+    context_token_budget: int = Field(default=4_000, ge=1)
+    """Tokens of a context when the caller names no budget."""
+    context_token_budget_max: int = Field(default=32_000, ge=1, le=1_000_000)
+    """The most tokens that a caller gets; more is cut to it."""
+    eviction_sweep_seconds: float = Field(default=10, gt=0, le=600)
+    """How often evictions that Redis has not confirmed are tried again."""
+
+    @field_validator("redis_url")
+    @classmethod
+    def _names_a_redis(cls, url: SecretStr) -> SecretStr:
+        if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must begin with redis://, rediss:// or unix://")
+        return url
+
+    @model_validator(mode="after")
+    def _budgets_agree(self) -> Self:
+        if self.context_token_budget > self.context_token_budget_max:
+            raise ValueError("CONTEXT_TOKEN_BUDGET must not be greater than CONTEXT_TOKEN_BUDGET_MAX")
+        return self

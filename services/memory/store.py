@@ -1,0 +1,178 @@
+"""The turns in Postgres. One public method is one transaction; its SQL stands in statements.py.
+
+Owns the order of changes: whatever changes a conversation holds its row first, so that changes of one conversation
+follow each other, in every process. Invariant: a change of the turns is a new version in the same transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.memory import statements
+from services.memory.context import Block
+from services.memory.schema import forgotten_turns, turns
+from services.memory.turns import ConversationKey, Merge, Place, Turn, merge, refused
+from services.runtime.database import Database
+
+STORE_ERRORS: Final = (sa.exc.SQLAlchemyError,)
+"""What the database's being away looks like; for work that goes on without it, as no call does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The state of a conversation: its version, and how far its turns are known without a hole."""
+
+    version: int
+    last_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a recorded turn changed. `previous` is None for a new conversation."""
+
+    previous: Head | None
+    head: Head
+    accepted: Sequence[Turn]
+
+    @property
+    def appended(self) -> Sequence[Turn] | None:
+        """The turns that the known part grew by, in order; None when it changed in another way than growing at its end."""
+        before = self.previous.last_sequence if self.previous else 0
+        if any(turn.sequence <= before for turn in self.accepted):
+            return None
+        new = sorted((t for t in self.accepted if t.sequence <= self.head.last_sequence), key=lambda t: t.sequence)
+        return new if len(new) == self.head.last_sequence - before else None
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """The working set may hold text from before `version` that must go."""
+
+    key: ConversationKey
+    version: int
+
+
+class TurnStore:
+    """What is remembered, for every user; each method acts for the user of its key."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def head(self, key: ConversationKey) -> Head | None:
+        """The state of a conversation; None when it is unknown or deleted. One statement."""
+        async with self._database.transaction(user_id=key.user_id) as connection:
+            row = (await connection.execute(statements.head(key))).one_or_none()
+        return None if row is None else Head(row.version, row.last_sequence)
+
+    async def latest(self, key: ConversationKey, *, most_messages: int, most_tokens: int) -> tuple[Head, Block] | None:
+        """The turns with text among the last `most_messages`, up to `most_tokens`, and the state that they are of.
+
+        None when the conversation is unknown or deleted. One statement, so that turns and version are of one moment.
+        """
+        statement = statements.latest(key, most_messages=most_messages, most_tokens=most_tokens)
+        async with self._database.transaction(user_id=key.user_id) as connection:
+            rows = (await connection.execute(statement)).all()
+        if not rows:
+            return None
+        head = Head(rows[0].version, rows[0].last_sequence)
+        return head, _block(rows, lowest=max(1, head.last_sequence - most_messages + 1))
+
+    async def record(self, key: ConversationKey, told: Sequence[Turn]) -> Recorded | None:
+        """Records turns. Idempotent, in any order, at once from several processes: see turns.merge. None when deleted.
+
+        Raises InvalidArgument when a message belongs to another conversation or another place.
+        """
+        async with self._database.transaction(user_id=key.user_id) as connection:
+            locked = (await connection.execute(statements.lock(key))).one_or_none()
+            if locked is None:
+                return None
+            change = await _merged(connection, key, told)
+            await _forget(connection, key, change)
+            last_sequence = locked.last_sequence
+            if change.accepted:
+                await _write(connection, key, change.accepted)
+                last_sequence = (await connection.execute(statements.extend(key, last_sequence))).scalar_one()
+        previous = None if locked.old_version is None else Head(locked.old_version, locked.last_sequence)
+        return Recorded(previous, Head(locked.version, last_sequence), change.accepted)
+
+    async def delete_conversation(self, key: ConversationKey) -> tuple[int, Eviction]:
+        """Deletes every turn, and counts them; leaves a tombstone without text, also for a conversation never heard of.
+
+        Idempotent. The eviction that it returns is owed until `settle`.
+        """
+        async with self._database.transaction(user_id=key.user_id) as connection:
+            version = (await connection.execute(statements.bury(key))).scalar_one()
+            gone = await connection.execute(sa.delete(turns).where(statements.is_of(turns, key)))
+            await connection.execute(sa.delete(forgotten_turns).where(statements.is_of(forgotten_turns, key)))
+            await connection.execute(statements.owe_eviction(key, version))
+        return gone.rowcount, Eviction(key, version)
+
+    async def delete_end(self, key: ConversationKey, *, from_sequence: int) -> tuple[int, Eviction] | None:
+        """Deletes the turns from `from_sequence` on, and counts them. Idempotent. None when unknown or deleted.
+
+        The eviction that it returns is owed until `settle`.
+        """
+        async with self._database.transaction(user_id=key.user_id) as connection:
+            version = (await connection.execute(statements.shorten(key, from_sequence))).scalar_one_or_none()
+            if version is None:
+                return None
+            gone = (await connection.execute(statements.edit_away(key, from_sequence))).scalar_one()
+            await connection.execute(statements.owe_eviction(key, version))
+        return gone, Eviction(key, version)
+
+    async def owed_evictions(self, limit: int) -> Sequence[Eviction]:
+        """The evictions, of all users, that are not settled; the oldest first."""
+        async with self._database.service_transaction() as connection:
+            rows = (await connection.execute(statements.owed_evictions(limit))).all()
+        return [Eviction(ConversationKey(row.user_id, row.conversation_id), row.version) for row in rows]
+
+    async def settle(self, eviction: Eviction) -> None:
+        """Notes that the working set has forgotten. Idempotent; a later eviction of the same conversation stays owed."""
+        async with self._database.transaction(user_id=eviction.key.user_id) as connection:
+            await connection.execute(statements.settle_eviction(eviction.key, eviction.version))
+
+
+def _block(rows: Sequence[sa.Row[Any]], *, lowest: int) -> Block:
+    newest_first = [_turn(row) for row in rows if row.body is not None]
+    oldest = rows[-1]
+    if oldest.message_id is None or oldest.body is not None:
+        return Block(lowest, 0, newest_first)
+    return Block(oldest.sequence + 1, oldest.token_count, newest_first)
+
+
+def _turn(row: sa.Row[Any]) -> Turn:
+    return Turn(
+        message_id=row.message_id,
+        sequence=row.sequence,
+        role=row.role,
+        text=row.body,
+        revision=row.revision,
+        create_time=row.create_time,
+        token_count=row.token_count,
+    )
+
+
+async def _merged(connection: AsyncConnection, key: ConversationKey, told: Sequence[Turn]) -> Merge:
+    rows = (await connection.execute(statements.places(key, told))).all()
+    known = [Place(row.message_id, row.sequence, row.revision, row.create_time) for row in rows if row.sequence]
+    return merge(told, known=known, forgotten={row.message_id: row.revision for row in rows if not row.sequence})
+
+
+async def _forget(connection: AsyncConnection, key: ConversationKey, change: Merge) -> None:
+    if change.displaced:
+        await connection.execute(statements.displace(key, change.displaced))
+    if change.forgotten:
+        rows = [statements.forgotten_row(key, *message) for message in change.forgotten.items()]
+        await connection.execute(statements.note_forgotten(), rows)
+
+
+async def _write(connection: AsyncConnection, key: ConversationKey, accepted: Sequence[Turn]) -> None:
+    rows = [statements.turn_row(key, turn) for turn in accepted]
+    written = (await connection.execute(statements.write(), rows)).all()
+    if len(written) != len(accepted):
+        raise refused("messages.message_id", "a message belongs to another conversation: give each message its own id")

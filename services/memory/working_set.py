@@ -1,0 +1,173 @@
+"""The working set in Redis: the latest part of each conversation in use, for half an hour after its last use.
+
+Owns one key a conversation, which holds a block and the version of the turns that it was made of. Invariants: a block
+is used only when its version is the one that Postgres names, so an old block is unreachable, also when Redis comes back
+with data of yesterday; a block never replaces one of a newer version, so what was read before a deletion cannot be
+written after it; a block is never larger than `most_bytes`. It refuses to be needed: without Redis every answer is "not
+here".
+
+A block is text: its version, its first sequence with the size of the turn before that, and then a line of JSON a turn,
+oldest first. So Redis can compare the version and append turns without parsing anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import orjson
+from prometheus_client import Counter
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from services.memory.breaker import Breaker
+from services.memory.context import Block
+from services.memory.turns import ConversationKey, Turn
+
+ASKED: Final = Counter(
+    "parley_memory_working_set", "Operations on the working set, by what came of them", ["operation", "outcome"]
+)
+
+# Another number when the form of a block changes: releases that run side by side never read each other's.
+_PREFIX: Final = "parley:memory:working-set:1"
+# The block of a conversation of which nothing is held: its turns begin beyond the greatest sequence there is.
+_NOTHING_HELD: Final = b"2147483647 0\n"
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+_READ: Final = """
+local head = ARGV[1] .. '\\n'
+if redis.call('GETRANGE', KEYS[1], 0, #head - 1) ~= head then return false end
+return redis.call('GETEX', KEYS[1], 'EX', ARGV[2])
+"""
+_PUT: Final = """
+local held = tonumber(string.match(redis.call('GETRANGE', KEYS[1], 0, 20), '^%d+') or 0)
+if held > tonumber(ARGV[1]) then return 0 end
+redis.call('SET', KEYS[1], ARGV[1] .. '\\n' .. ARGV[2], 'EX', ARGV[3])
+return 1
+"""
+_APPEND: Final = """
+local head = ARGV[1] .. '\\n'
+local block = redis.call('GET', KEYS[1])
+if not block or string.sub(block, 1, #head) ~= head then return 0 end
+if #block + #ARGV[3] > tonumber(ARGV[5]) then
+  redis.call('DEL', KEYS[1])
+  return 0
+end
+redis.call('SET', KEYS[1], ARGV[2] .. '\\n' .. string.sub(block, #head + 1) .. ARGV[3], 'EX', ARGV[4])
+return 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkingSetLimits:
+    """`timeout_seconds` bounds one operation, connecting included; `retry_seconds` is the pause after a failure."""
+
+    ttl_seconds: int
+    most_bytes: int
+    timeout_seconds: float
+    retry_seconds: float
+
+
+def open_redis(url: str, *, connections: int, timeout_seconds: float) -> Redis:
+    """A client with a fixed pool that never repeats by itself: the breaker decides when to ask again."""
+    pool = BlockingConnectionPool.from_url(
+        url, max_connections=connections, timeout=timeout_seconds, retry=Retry(NoBackoff(), 0), protocol=2
+    )
+    return Redis.from_pool(pool)
+
+
+class WorkingSet:
+    """Blocks by conversation. Nothing here raises because of Redis: what failed is counted, and logged once."""
+
+    def __init__(self, redis: Redis, limits: WorkingSetLimits) -> None:
+        self._limits = limits
+        self._breaker = Breaker("working_set", retry_seconds=limits.retry_seconds)
+        self._redis = redis
+
+    async def read(self, key: ConversationKey, version: int) -> Block | None:
+        """The block of exactly this version, kept for another `ttl_seconds`; None when it is not here."""
+        answered, block = await self._run("read", _READ, key, version, self._limits.ttl_seconds)
+        if answered:
+            ASKED.labels("read", "miss" if block is None else "hit").inc()
+        return None if block is None else _decoded(block)
+
+    async def put(self, key: ConversationKey, version: int, block: Block) -> None:
+        """Holds this block, unless a newer one is held or it is too large."""
+        encoded = _encoded(block)
+        if len(encoded) <= self._limits.most_bytes:
+            await self._run("put", _PUT, key, version, encoded, self._limits.ttl_seconds)
+
+    async def append(self, key: ConversationKey, *, from_version: int, version: int, turns: Iterable[Turn]) -> None:
+        """Makes the block of `from_version` that of `version` by adding turns at its end; drops it when it gets too large.
+
+        Nothing happens when that block is not here: the next reader puts a new one.
+        """
+        limits = self._limits
+        lines = _lines(turns)
+        await self._run("append", _APPEND, key, from_version, version, lines, limits.ttl_seconds, limits.most_bytes)
+
+    async def evict(self, key: ConversationKey, version: int) -> bool:
+        """Forgets every block from before `version`, and whatever readers that are under way would still put.
+
+        A block that holds nothing, of that version, stands in their place until it expires. False when Redis did not answer.
+        """
+        answered, _ = await self._run("evict", _PUT, key, version, _NOTHING_HELD, self._limits.ttl_seconds)
+        return answered
+
+    async def _run(self, operation: str, script: str, key: ConversationKey, *arguments: bytes | int) -> tuple[bool, Any]:
+        """Whether Redis answered, and what."""
+        if not self._breaker.allows():
+            ASKED.labels(operation, "skipped").inc()
+            return False, None
+        try:
+            async with asyncio.timeout(self._limits.timeout_seconds):
+                # Not by its digest: a few hundred bytes cost nothing, and a Redis that lost its scripts needs no second try.
+                answer = await self._redis.eval(script, 1, _key(key), *arguments)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._breaker.failed(error)
+            ASKED.labels(operation, "error").inc()
+            return False, None
+        self._breaker.succeeded()
+        if operation != "read":
+            ASKED.labels(operation, "done" if answer else "stale").inc()
+        return True, answer
+
+
+def _key(key: ConversationKey) -> str:
+    return f"{_PREFIX}:{key.user_id}:{key.conversation_id}"
+
+
+def _encoded(block: Block) -> bytes:
+    head = f"{block.first_sequence} {block.preceding_tokens}\n".encode()
+    return head + _lines(reversed(list(block.newest_first)))
+
+
+def _lines(turns: Iterable[Turn]) -> bytes:
+    """Oldest first. Turns without text have no part in a block."""
+    return b"".join(orjson.dumps(_values(turn), option=orjson.OPT_APPEND_NEWLINE) for turn in turns if turn.text)
+
+
+def _values(turn: Turn) -> tuple[object, ...]:
+    microseconds = (turn.create_time - _EPOCH) // _MICROSECOND
+    return turn.message_id, turn.sequence, turn.role, turn.text, turn.revision, microseconds, turn.token_count
+
+
+def _decoded(stored: bytes) -> Block:
+    _, extent, *lines = stored.split(b"\n")
+    first_sequence, preceding_tokens = map(int, extent.split())
+    return Block(first_sequence, preceding_tokens, _newest_first(lines))
+
+
+def _newest_first(lines: list[bytes]) -> Iterator[Turn]:
+    """Parsed as far as they are read: a small budget does not pay for a long block."""
+    for line in reversed(lines):
+        if line:
+            message_id, sequence, role, text, revision, microseconds, token_count = orjson.loads(line)
+            create_time = _EPOCH + microseconds * _MICROSECOND
+            yield Turn(message_id, sequence, role, text, revision, create_time, token_count)

@@ -1,0 +1,144 @@
+"""A running memory service, called as chat calls it."""
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2, status_pb2
+
+from parley.memory.v1 import memory_pb2, memory_pb2_grpc
+from services.memory.__main__ import mount, open_memory
+from services.memory.conversation_memory import ConversationMemory
+from services.memory.settings import MemorySettings
+from services.runtime.server import GrpcServer
+from tests.issuer import Issuer
+
+BEGAN = 1_700_000_000
+
+
+def message(
+    sequence: int, text: str = "words", *, message_id: str | None = None, revision: int = 0, seconds: int | None = None
+) -> memory_pb2.ContextMessage:
+    """A message of a conversation: the user's at odd places, the assistant's at even ones."""
+    return memory_pb2.ContextMessage(
+        message_id=message_id or str(uuid.uuid4()),
+        sequence=sequence,
+        role="user" if sequence % 2 else "assistant",
+        text=text,
+        revision=revision,
+        create_time=Timestamp(seconds=BEGAN + (sequence if seconds is None else seconds)),
+    )
+
+
+def turn(number: int, text: str = "words") -> list[memory_pb2.ContextMessage]:
+    """The two messages of a conversation's turn, the first being 1."""
+    return [message(2 * number - 1, f"{text} {2 * number - 1}"), message(2 * number, f"{text} {2 * number}")]
+
+
+def repeatable(seed: int) -> random.Random:
+    """Chance that is the same in every run."""
+    return random.Random(seed)  # noqa: S311 - nothing here is secret
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
+
+
+@dataclass
+class MemoryService:
+    """The service, its stub, and one user on whose behalf chat calls."""
+
+    issuer: Issuer
+    stub: memory_pb2_grpc.MemoryServiceStub
+    memory: ConversationMemory
+    user_id: str = field(default_factory=new_id)
+
+    async def record(
+        self, conversation_id: str, messages: Sequence[memory_pb2.ContextMessage], *, user_id: str | None = None
+    ) -> int:
+        answer = await self.stub.RecordTurn(
+            memory_pb2.RecordTurnRequest(conversation_id=conversation_id, messages=messages),
+            metadata=self.as_chat(user_id),
+            timeout=10,
+        )
+        return answer.last_sequence
+
+    async def assemble(
+        self, conversation_id: str, *, budget: int = 0, user_id: str | None = None
+    ) -> memory_pb2.AssembleContextResponse:
+        return await self.stub.AssembleContext(
+            memory_pb2.AssembleContextRequest(conversation_id=conversation_id, token_budget=budget),
+            metadata=self.as_chat(user_id),
+            timeout=10,
+        )
+
+    async def texts(self, conversation_id: str, *, budget: int = 0, user_id: str | None = None) -> list[str]:
+        answer = await self.assemble(conversation_id, budget=budget, user_id=user_id)
+        return [one.text for one in answer.messages]
+
+    async def forget(self, conversation_id: str, from_sequence: int = 0, *, user_id: str | None = None) -> int:
+        answer = await self.stub.InvalidateContext(
+            memory_pb2.InvalidateContextRequest(conversation_id=conversation_id, from_sequence=from_sequence),
+            metadata=self.as_chat(user_id),
+            timeout=10,
+        )
+        return answer.forgotten_messages
+
+    def as_chat(self, user_id: str | None = None) -> tuple[tuple[str, str], ...]:
+        return self.issuer.as_service("chat", audience="memory", user_id=user_id or self.user_id)
+
+
+@asynccontextmanager
+async def running_memory(settings: MemorySettings, issuer: Issuer) -> AsyncIterator[MemoryService]:
+    async with AsyncExitStack() as parts:
+        memory = await open_memory(settings, parts)
+        server = GrpcServer(address=settings.listen_address, mounts=[mount(memory)], verifier=issuer.verifier("memory"))
+        port = await server.start()
+        parts.push_async_callback(server.stop, wait_seconds=0, drain_seconds=1)
+        channel = await parts.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
+        yield MemoryService(issuer, memory_pb2_grpc.MemoryServiceStub(channel), memory)
+
+
+def reason_of(error: grpc.aio.AioRpcError) -> str:
+    """The reason of a refused call, from its details."""
+    return next(
+        info.reason for info in _details(error, error_details_pb2.ErrorInfo) if isinstance(info, error_details_pb2.ErrorInfo)
+    )
+
+
+def fields_of(error: grpc.aio.AioRpcError) -> set[str]:
+    """The fields that a refused call says are wrong."""
+    return {
+        violation.field
+        for bad in _details(error, error_details_pb2.BadRequest)
+        if isinstance(bad, error_details_pb2.BadRequest)
+        for violation in bad.field_violations
+    }
+
+
+def _details(
+    error: grpc.aio.AioRpcError, kind: type[error_details_pb2.ErrorInfo | error_details_pb2.BadRequest]
+) -> list[error_details_pb2.ErrorInfo | error_details_pb2.BadRequest]:
+    raw = next(value for key, value in error.trailing_metadata() or () if key == "grpc-status-details-bin")
+    assert isinstance(raw, bytes)
+    found = []
+    for detail in status_pb2.Status.FromString(raw).details:
+        one = kind()
+        if detail.Unpack(one):
+            found.append(one)
+    return found
+
+
+async def eventually(seconds: float = 5.0) -> AsyncIterator[None]:
+    """Rounds of waiting, for what happens soon; ends with a failure when it does not."""
+    give_up = time.monotonic() + seconds
+    while time.monotonic() < give_up:
+        yield
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"did not happen within {seconds} s")
