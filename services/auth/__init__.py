@@ -1,0 +1,12 @@
+"""auth: who somebody is. Owns accounts, passwords, sessions, refresh tokens, signing keys, and every token of the suite.
+
+    accounts          registration, sign-in, passwords, the caller's own account
+    sessions          open sessions: listed, refreshed, ended
+    tokens            what is written into a token, and signed
+    signing_keys      the keys that sign, published before they sign and after
+    ended_sessions    which sessions ended lately, told to every service
+    upkeep            keys in time, no rows that nobody needs
+    workloads         which service may have a token for which other
+
+Access tokens are verified offline by everybody; the truth about a session is this service's database.
+"""

@@ -1,0 +1,145 @@
+"""auth as a process: settings, the parts, the server, and the duties that run beside it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from parley.auth.v1 import auth_pb2, auth_pb2_grpc
+from services.auth.account_store import AccountStore
+from services.auth.accounts import Accounts
+from services.auth.ended_sessions import EndedSessions
+from services.auth.key_store import KeyPlan, KeyStore
+from services.auth.passwords import HashCost, Passwords
+from services.auth.servicer import AuthServicer, TokenServicer
+from services.auth.session_store import SessionStore
+from services.auth.sessions import SessionLimits, Sessions
+from services.auth.settings import AuthSettings
+from services.auth.signing_keys import SigningKeys
+from services.auth.tokens import LEEWAY_SECONDS, SERVICE_TOKEN_SECONDS, TokenMint
+from services.auth.upkeep import Upkeep
+from services.auth.workloads import Workloads, read_digests
+from services.runtime.database import Database, open_database
+from services.runtime.identity import TokenVerifier
+from services.runtime.process import run
+from services.runtime.server import GrpcServer, Mount, serve
+
+NAME = "auth"
+
+
+class AuthServer(GrpcServer):
+    """The server of auth. The feed of ended sessions never ends by itself: a stop ends it, so that the drain can end."""
+
+    def __init__(
+        self, *, address: str, mounts: Sequence[Mount], verifier: TokenVerifier, ended: EndedSessions, slow: float
+    ) -> None:
+        super().__init__(address=address, mounts=mounts, verifier=verifier, slow_call_seconds=slow)
+        self._ended = ended
+
+    async def stop(self, *, wait_seconds: float, drain_seconds: float) -> None:
+        """Sends the feed's followers to other processes, then stops in order."""
+        self._ended.close()
+        await super().stop(wait_seconds=wait_seconds, drain_seconds=drain_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """The server, and the parts that live as long as the process."""
+
+    server: AuthServer
+    database: Database
+    keys: SigningKeys
+    ended: EndedSessions
+    upkeep: Upkeep
+
+
+@asynccontextmanager
+async def assembled(settings: AuthSettings) -> AsyncIterator[Assembly]:
+    """The server, ready to start, with the standing duties running; ends and closes everything afterwards."""
+    database = open_database(settings.database_url.get_secret_value(), pool_size=settings.database_pool_size)
+    cost = HashCost(settings.argon2_time_cost, settings.argon2_memory_kib, settings.argon2_parallelism)
+    passwords = Passwords(cost, threads=settings.password_hash_threads, most_waiting=settings.password_hash_queue)
+    try:
+        await database.check_role()
+        auth = _compose(settings, database, passwords)
+        await auth.keys.refresh()
+        await auth.ended.poll()
+        async with _beside(auth.ended.follow_database(), auth.upkeep.keep_keys(), auth.upkeep.keep_clean()):
+            yield auth
+    finally:
+        passwords.close()
+        await database.close()
+
+
+@asynccontextmanager
+async def _beside(*duties: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Runs the duties for as long as the block runs. A duty that fails ends the block, and its error comes out."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(duty) for duty in duties]
+            try:
+                yield
+            finally:
+                for task in running:
+                    task.cancel()
+    except BaseExceptionGroup as errors:
+        if len(errors.exceptions) > 1:
+            raise
+        # As it was raised: who starts the process knows an OSError, say, and no group of one.
+        raise errors.exceptions[0] from None
+
+
+def _compose(settings: AuthSettings, database: Database, passwords: Passwords) -> Assembly:
+    store = SessionStore(database)
+    keys = SigningKeys(KeyStore(database), _key_plan(settings))
+    ended = EndedSessions(store, remember_seconds=_longest_token_seconds(settings))
+    mint = TokenMint(keys, access_seconds=settings.access_token_lifetime_seconds)
+    sessions = Sessions(store, mint, ended, limits=_session_limits(settings))
+    accounts = Accounts(AccountStore(database), passwords, sessions)
+    workloads = Workloads(read_digests(settings.workload_digests_file))
+    server = AuthServer(
+        address=settings.listen_address,
+        mounts=_mounts(AuthServicer(accounts, sessions, keys), TokenServicer(workloads, accounts, mint, ended)),
+        verifier=TokenVerifier(audience=NAME, keys=keys, ended=ended),
+        ended=ended,
+        slow=settings.slow_call_seconds,
+    )
+    upkeep = Upkeep(store, keys, sweep_interval_seconds=settings.sweep_interval_seconds)
+    return Assembly(server, database, keys, ended, upkeep)
+
+
+def _mounts(auth: AuthServicer, token: TokenServicer) -> list[Mount]:
+    services = auth_pb2.DESCRIPTOR.services_by_name
+    return [
+        Mount(auth_pb2_grpc.add_AuthServiceServicer_to_server, auth, services["AuthService"]),
+        Mount(auth_pb2_grpc.add_TokenServiceServicer_to_server, token, services["TokenService"]),
+    ]
+
+
+def _longest_token_seconds(settings: AuthSettings) -> int:
+    return max(settings.access_token_lifetime_seconds, SERVICE_TOKEN_SECONDS) + LEEWAY_SECONDS
+
+
+def _key_plan(settings: AuthSettings) -> KeyPlan:
+    return KeyPlan(
+        signing_seconds=settings.signing_key_rotation_seconds,
+        ahead_seconds=settings.signing_key_publish_ahead_seconds,
+        behind_seconds=_longest_token_seconds(settings),
+    )
+
+
+def _session_limits(settings: AuthSettings) -> SessionLimits:
+    return SessionLimits(
+        lifetime_seconds=settings.refresh_token_lifetime_seconds,
+        grace_seconds=settings.refresh_grace_seconds,
+        most_open=settings.open_sessions_per_user,
+    )
+
+
+async def _main(settings: AuthSettings) -> None:
+    async with assembled(settings) as auth:
+        await serve(auth.server, settings)
+
+
+if __name__ == "__main__":
+    run(NAME, AuthSettings, _main)

@@ -1,0 +1,107 @@
+"""Password hashes: made and checked with pwdlib, off the event loop, a few at a time.
+
+New hashes are Argon2id. Hashes of bcrypt ($2a$, $2b$, $2y$), which earlier systems made, are accepted; `check` then also
+returns a better hash to store. A name without an account costs what a wrong password costs.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import structlog
+from pwdlib import PasswordHash
+from pwdlib.exceptions import UnknownHashError
+from pwdlib.hashers.argon2 import Argon2Hasher
+from pwdlib.hashers.bcrypt import BcryptHasher
+
+from parley.type.v1 import error_reason_pb2 as reasons
+from services.runtime.errors import Unavailable
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+_BCRYPT_BYTES = 72
+_RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class HashCost:
+    """Argon2id parameters (RFC 9106): passes, memory in KiB, lanes."""
+
+    time_cost: int
+    memory_kib: int
+    parallelism: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Whether a password was right, and a better hash of it to store, if there is one."""
+
+    is_right: bool
+    better_hash: str | None = field(default=None, repr=False)
+
+
+class _LegacyBcryptHasher(BcryptHasher):
+    """bcrypt reads 72 bytes of a password. The libraries that made the old hashes cut the rest off; bcrypt 5 refuses it."""
+
+    def verify(self, password: str | bytes, hash: str | bytes) -> bool:  # noqa: A002
+        raw = password.encode() if isinstance(password, str) else password
+        return super().verify(raw[:_BCRYPT_BYTES], hash)
+
+
+class Passwords:
+    """Hashes and checks passwords in `threads` threads, with at most `most_waiting` calls in hand.
+
+    Beyond that a call is refused with UNAVAILABLE and a retry delay: a queue that grows would answer nobody in time.
+    """
+
+    def __init__(self, cost: HashCost, *, threads: int, most_waiting: int) -> None:
+        current = Argon2Hasher(time_cost=cost.time_cost, memory_cost=cost.memory_kib, parallelism=cost.parallelism)
+        self._hashes = PasswordHash((current, _LegacyBcryptHasher()))
+        self._nobodys_hash = self._hashes.hash(secrets.token_urlsafe())
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="passwords")
+        self._turns = asyncio.Semaphore(threads)
+        self._in_hand = 0
+        self._most_in_hand = threads + most_waiting
+
+    async def hash(self, password: str, *, first: Callable[[], Awaitable[None]] | None = None) -> str:
+        """A new hash of the password. `first` runs when its turn has come: what it raises saves the hash."""
+        return await self._run(lambda: self._hashes.hash(password), first)
+
+    async def check(self, password: str, stored_hash: str) -> Checked:
+        """Whether the stored hash is one of this password."""
+        return await self._run(lambda: self._check(password, stored_hash))
+
+    async def check_nobody(self, password: str) -> None:
+        """Takes as long as `check` of a wrong password."""
+        await self._run(lambda: self._check(password, self._nobodys_hash))
+
+    def close(self) -> None:
+        """Lets go of the threads; calls in hand fail."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _check(self, password: str, stored_hash: str) -> Checked:
+        try:
+            return Checked(*self._hashes.verify_and_update(password, stored_hash))
+        except UnknownHashError:
+            log.warning("auth.password_hash_unknown")  # imported from somewhere: nobody can sign in with it
+            return Checked(is_right=False)
+
+    async def _run(self, work: Callable[[], T], first: Callable[[], Awaitable[None]] | None = None) -> T:
+        if self._in_hand >= self._most_in_hand:
+            raise Unavailable(
+                "Too many sign-ins at once. Try again.",
+                reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
+                metadata={"dependency": "password_hashing"},
+                retry_delay_seconds=_RETRY_SECONDS,
+            )
+        self._in_hand += 1
+        try:
+            async with self._turns:
+                if first is not None:
+                    await first()
+                return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        finally:
+            self._in_hand -= 1

@@ -1,0 +1,76 @@
+"""What the store hands out: plain values, no rows.
+
+Secrets among them never show in a repr, so that none can reach a log by accident.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A user. `credential_version` grows with every new password."""
+
+    id: str
+    username: str
+    email: str
+    is_active: bool
+    is_admin: bool
+    credential_version: int
+    create_time: datetime
+    update_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """An account with the hash of its password."""
+
+    account: Account
+    password_hash: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """A session that has neither ended nor expired."""
+
+    id: str
+    user_agent: str
+    create_time: datetime
+    last_used_time: datetime
+    expire_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """A session to be started, with the digest of its first refresh token and the refresh lifetime."""
+
+    user_agent: str
+    refresh_digest: bytes = field(repr=False)
+    lifetime_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StartedSession:
+    """A session that was started or refreshed; `ended_ids` are sessions that had to end for it."""
+
+    account: Account
+    session_id: str
+    expire_time: datetime
+    ended_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReusedToken:
+    """A refresh token came back after its grace time: its session was ended."""
+
+    session_id: str
+    user_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """A signing key as stored: the private key as PKCS#8 DER."""
+
+    kid: str
+    activate_time: datetime
+    private_key: bytes = field(repr=False)

@@ -1,0 +1,67 @@
+"""The settings of auth."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
+
+from services.auth.workloads import BadDigestsError, read_digests
+from services.runtime.settings import ServerSettings
+
+DAY_SECONDS = 86_400
+CACHE_SECONDS = 300
+"""For how long a verifier or an edge may go on with the keys that it fetched."""
+
+
+class AuthSettings(ServerSettings):
+    """How long tokens, sessions and keys live, and what a password hash costs."""
+
+    workload_digests_file: Path
+    """JSON file {"chat": "<SHA-256 of its credential, hex>"}: the services that may ask for tokens."""
+    access_token_lifetime_seconds: int = Field(default=900, ge=10, le=3_500)
+    """How long an access token is good. At most an hour: that is how long services remember ended sessions."""
+    refresh_token_lifetime_seconds: int = Field(default=30 * DAY_SECONDS, ge=60, le=400 * DAY_SECONDS)
+    """How long a session lasts after its last refresh."""
+    refresh_grace_seconds: float = Field(default=30, ge=0, le=300)
+    """How long a used refresh token is traded once more, for a client that lost the answer. After that, reuse is theft."""
+    open_sessions_per_user: int = Field(default=100, ge=1, le=10_000)
+    """Open sessions of one user; at the next sign-in the least used one ends."""
+    signing_key_rotation_seconds: int = Field(default=30 * DAY_SECONDS, ge=60)
+    """How long a key signs."""
+    signing_key_publish_ahead_seconds: int = Field(default=3_600, ge=60)
+    """How long a key is published before it signs: longer than an access token lives and verifiers cache keys."""
+    password_hash_threads: int = Field(default=2, ge=1, le=16)
+    """Passwords hashed at the same time; each takes `argon2_memory_kib` of memory."""
+    password_hash_queue: int = Field(default=256, ge=1, le=10_000)
+    """Passwords that may wait for a thread; beyond, sign-ins are refused with a retry delay."""
+    argon2_time_cost: int = Field(default=3, ge=1, le=100)
+    """Passes of Argon2id. The defaults are pwdlib's recommended ones (RFC 9106, low memory)."""
+    argon2_memory_kib: int = Field(default=65_536, ge=8, le=4_194_304)
+    """Memory of Argon2id, in KiB."""
+    argon2_parallelism: int = Field(default=4, ge=1, le=64)
+    """Lanes of Argon2id."""
+    sweep_interval_seconds: float = Field(default=600, gt=0)
+    """How often ended and expired sessions are deleted."""
+
+    @field_validator("workload_digests_file")
+    @classmethod
+    def _check_digests(cls, path: Path) -> Path:
+        try:
+            read_digests(path)
+        except BadDigestsError as error:
+            raise ValueError(str(error)) from None
+        return path
+
+    @model_validator(mode="after")
+    def _check_lifetimes(self) -> Self:
+        if self.refresh_token_lifetime_seconds < self.access_token_lifetime_seconds:
+            raise ValueError("REFRESH_TOKEN_LIFETIME_SECONDS must not be less than ACCESS_TOKEN_LIFETIME_SECONDS")
+        least = self.access_token_lifetime_seconds + CACHE_SECONDS
+        if self.signing_key_publish_ahead_seconds < least:
+            raise ValueError(
+                f"SIGNING_KEY_PUBLISH_AHEAD_SECONDS must be at least {least}: ACCESS_TOKEN_LIFETIME_SECONDS and the"
+                f" {CACHE_SECONDS} seconds for which verifiers cache keys"
+            )
+        if self.signing_key_rotation_seconds < self.signing_key_publish_ahead_seconds:
+            raise ValueError("SIGNING_KEY_ROTATION_SECONDS must not be less than SIGNING_KEY_PUBLISH_AHEAD_SECONDS")
+        return self

@@ -1,0 +1,80 @@
+"""SQL that accounts and sessions share: a session's begin and end, and what an account and an open session are.
+
+Inside a transaction of a store, never by itself.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, and_, func, insert, text, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.auth.records import Account, NewSession, StartedSession
+from services.auth.schema import refresh_tokens, sessions, users
+
+DatabaseFailure = (DBAPIError, PoolTimeoutError)
+"""What any method of a store raises when the database does not answer, for those who go on without it."""
+
+ENDING_SECONDS = 10
+"""How long after its end_time a session's end is committed at the latest: the feed looks back further than this."""
+
+Record = Row[*tuple[Any, ...]]
+ACCOUNT = (
+    users.c.id,
+    users.c.username,
+    users.c.email,
+    users.c.is_active,
+    users.c.is_admin,
+    users.c.credential_version,
+    users.c.create_time,
+    users.c.update_time,
+)
+OPEN = and_(sessions.c.end_time.is_(None), sessions.c.expire_time > func.now())
+_BOUND = text(f"select set_config('transaction_timeout', '{ENDING_SECONDS}s', true)")
+
+
+def to_account(row: Record) -> Account:
+    """The account in a row that holds the columns of ACCOUNT."""
+    return Account(*(getattr(row, column.name) for column in ACCOUNT))
+
+
+async def bound_ending(connection: AsyncConnection) -> None:
+    """Comes before `end_sessions` in its transaction, which then commits within ENDING_SECONDS or not at all."""
+    await connection.execute(_BOUND)
+
+
+async def end_sessions(connection: AsyncConnection, cause: str, which: ColumnElement[bool]) -> Sequence[str]:
+    """Ends those that are open; returns their ids."""
+    ending = update(sessions).where(which, OPEN).values(end_time=func.now(), end_cause=cause).returning(sessions.c.id)
+    return list((await connection.execute(ending)).scalars())
+
+
+async def start_session(
+    connection: AsyncConnection, account: Account, new: NewSession, *, ended_ids: tuple[str, ...] = ()
+) -> StartedSession:
+    """A new session of the account, with its first refresh token."""
+    values = {"user_id": account.id, "user_agent": new.user_agent, "expire_time": after(new.lifetime_seconds)}
+    starting = insert(sessions).values(values).returning(sessions.c.id, sessions.c.generation, sessions.c.expire_time)
+    row = (await connection.execute(starting)).one()
+    await add_refresh_token(connection, row, account.id, new.refresh_digest)
+    return StartedSession(account, row.id, row.expire_time, ended_ids)
+
+
+async def add_refresh_token(connection: AsyncConnection, session: Record, user_id: str, digest: bytes) -> None:
+    """Adds a token of the session's present generation; `session` holds its id, generation and expire_time."""
+    await connection.execute(
+        insert(refresh_tokens).values(
+            digest=digest,
+            session_id=session.id,
+            user_id=user_id,
+            generation=session.generation,
+            expire_time=session.expire_time,
+        )
+    )
+
+
+def after(seconds: float) -> Any:
+    """The database's time in so many seconds."""
+    return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
