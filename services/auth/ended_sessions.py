@@ -139,8 +139,8 @@ class EndedSessions:
         if len(self._followers) >= _MOST_FOLLOWERS:
             raise Unavailable(
                 "This process has as many followers as it takes: try another.",
-                reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
-                metadata={"dependency": "auth"},
+                reasons.ERROR_REASON_SERVICE_BUSY,
+                metadata={"work": "ended_sessions_feed"},
                 retry_delay_seconds=1,
             )
 

@@ -93,8 +93,8 @@ class Passwords:
         if self._in_hand >= self._most_in_hand:
             raise Unavailable(
                 "Too many sign-ins at once. Try again.",
-                reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
-                metadata={"dependency": "password_hashing"},
+                reasons.ERROR_REASON_SERVICE_BUSY,
+                metadata={"work": "password_hashing"},
                 retry_delay_seconds=_RETRY_SECONDS,
             )
         self._in_hand += 1

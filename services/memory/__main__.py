@@ -63,8 +63,8 @@ async def open_memory(settings: MemorySettings, parts: AsyncExitStack) -> Conver
         ),
     )
     limits = ContextLimits(
-        default_tokens=settings.context_token_budget,
-        most_tokens=settings.context_token_budget_max,
+        default_tokens=settings.default_context_tokens,
+        most_tokens=settings.greatest_context_tokens,
         most_messages=settings.working_set_messages,
     )
     return ConversationMemory(TurnStore(database), working_set, limits)

@@ -28,9 +28,9 @@ class MemorySettings(ServerSettings, PeerSettings):
     each time."""
     working_set_messages: int = Field(default=500, ge=2, le=10_000)
     """How many of the latest messages are looked at for a context, whatever its budget."""
-    context_token_budget: int = Field(default=4_000, ge=1)
+    default_context_tokens: int = Field(default=4_000, ge=1)
     """Tokens of a context when the caller names no budget."""
-    context_token_budget_max: int = Field(default=32_000, ge=1, le=1_000_000)
+    greatest_context_tokens: int = Field(default=32_000, ge=1, le=1_000_000)
     """The most tokens that a caller gets; more is cut to it."""
     eviction_sweep_seconds: float = Field(default=10, gt=0, le=600)
     """How often evictions that Redis has not confirmed are tried again."""
@@ -44,6 +44,6 @@ class MemorySettings(ServerSettings, PeerSettings):
 
     @model_validator(mode="after")
     def _budgets_agree(self) -> Self:
-        if self.context_token_budget > self.context_token_budget_max:
-            raise ValueError("CONTEXT_TOKEN_BUDGET must not be greater than CONTEXT_TOKEN_BUDGET_MAX")
+        if self.default_context_tokens > self.greatest_context_tokens:
+            raise ValueError("DEFAULT_CONTEXT_TOKENS must not be greater than GREATEST_CONTEXT_TOKENS")
         return self

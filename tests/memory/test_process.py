@@ -84,7 +84,7 @@ def test_bad_settings_are_all_named_in_one_line(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_default_budget_above_the_greatest_is_refused() -> None:
-    with pytest.raises(ValueError, match="CONTEXT_TOKEN_BUDGET must not be greater than CONTEXT_TOKEN_BUDGET_MAX"):
+    with pytest.raises(ValueError, match="DEFAULT_CONTEXT_TOKENS must not be greater than GREATEST_CONTEXT_TOKENS"):
         MemorySettings.model_validate(
             {
                 "listen_address": "127.0.0.1:0",
@@ -93,7 +93,7 @@ def test_a_default_budget_above_the_greatest_is_refused() -> None:
                 "redis_url": "redis://x",
                 "auth_target": "x",
                 "workload_credential_file": "x",
-                "context_token_budget": 5,
-                "context_token_budget_max": 4,
+                "default_context_tokens": 5,
+                "greatest_context_tokens": 4,
             }
         )

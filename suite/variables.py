@@ -1,0 +1,149 @@
+"""Which part knows which environment variable: what it is given from the environment and from `.env`.
+
+Invariant: a part is given what it knows, what every process needs, and nothing else, so that no service sees another's
+secret. The names stand here instead of being read from the settings classes, because importing those costs a second of
+every start; a test keeps them equal.
+"""
+
+from collections.abc import Mapping
+
+SERVER = frozenset(
+    {
+        "DATABASE_POOL_SIZE",
+        "DRAIN_SECONDS",
+        "DRAIN_WAIT_SECONDS",
+        "LOG_FORMAT",
+        "LOG_LEVEL",
+        "SLOW_CALL_SECONDS",
+    }
+)
+AUTH = frozenset(
+    {
+        "ACCESS_TOKEN_LIFETIME_SECONDS",
+        "ARGON2_MEMORY_KIB",
+        "ARGON2_PARALLELISM",
+        "ARGON2_TIME_COST",
+        "OPEN_SESSIONS_PER_USER",
+        "PASSWORD_HASH_QUEUE",
+        "PASSWORD_HASH_THREADS",
+        "REFRESH_GRACE_SECONDS",
+        "REFRESH_TOKEN_LIFETIME_SECONDS",
+        "SIGNING_KEY_PUBLISH_AHEAD_SECONDS",
+        "SIGNING_KEY_ROTATION_SECONDS",
+        "SWEEP_INTERVAL_SECONDS",
+    }
+)
+CHAT = frozenset(
+    {
+        "ASSISTANT_INSTRUCTIONS",
+        "CONTEXT_TOKEN_BUDGET",
+        "GENERATION_DEADLINE_SECONDS",
+        "HEARTBEAT_SECONDS",
+        "JOB_CONCURRENCY",
+        "LEASE_RENEW_SECONDS",
+        "LEASE_SECONDS",
+        "MAX_GENERATIONS",
+        "MEMORY_TIMEOUT_SECONDS",
+        "READER_RETENTION_SECONDS",
+    }
+)
+MEMORY = frozenset(
+    {
+        "DEFAULT_CONTEXT_TOKENS",
+        "EVICTION_SWEEP_SECONDS",
+        "GREATEST_CONTEXT_TOKENS",
+        "REDIS_CONNECTIONS",
+        "REDIS_RETRY_SECONDS",
+        "REDIS_TIMEOUT_SECONDS",
+        "WORKING_SET_BYTES",
+        "WORKING_SET_MESSAGES",
+        "WORKING_SET_TTL_SECONDS",
+    }
+)
+PEER = frozenset({"ENDED_SESSIONS_GRACE_SECONDS", "PEER_TIMEOUT_SECONDS"})
+OPENAI = frozenset(
+    {
+        "OPENAI_API_KEY",
+        "OPENAI_BASE_URL",
+        "OPENAI_CONNECT_TIMEOUT_SECONDS",
+        "OPENAI_MAX_CONNECTIONS",
+        "OPENAI_MAX_OUTPUT_TOKENS",
+        "OPENAI_MAX_RETRIES",
+        "OPENAI_MODEL",
+        "OPENAI_REASONING_EFFORT",
+        "OPENAI_RETRY_DELAY_SECONDS",
+        "OPENAI_TEMPERATURE",
+        "OPENAI_TIMEOUT_SECONDS",
+    }
+)
+EDGE = frozenset(
+    {
+        "ALLOWED_HOSTS",
+        "CORS_ALLOWED_ORIGINS",
+        "EDGE_ACCESS_LOG",
+        "EDGE_CONCURRENCY",
+        "HEALTH_CHECK_INTERVAL_SECONDS",
+        "JWKS_REFRESH_SECONDS",
+        "MAX_ANSWER_BYTES",
+        "MAX_BODY_BYTES",
+        "MAX_CONNECTIONS",
+        "MAX_STREAMS",
+        "RECEIVE_TIMEOUT_SECONDS",
+        "REQUEST_TIMEOUT_SECONDS",
+        "STREAM_IDLE_TIMEOUT_SECONDS",
+    }
+)
+SIMULATOR = frozenset({"SIMULATOR_CONTROL", "SIMULATOR_FIRST_TOKEN_MS", "SIMULATOR_INTERVAL_MS"})
+
+KNOWN: Mapping[str, frozenset[str]] = {
+    "auth": SERVER | AUTH,
+    "chat": SERVER | PEER | OPENAI | CHAT,
+    "memory": SERVER | PEER | MEMORY,
+    "edge": EDGE,
+    "simulator": SIMULATOR,
+}
+
+# What the suite itself decides for a part, whatever the environment says.
+MANAGED = frozenset(
+    {
+        "AUTH_ENDPOINTS",
+        "AUTH_TARGET",
+        "CHAT_ENDPOINTS",
+        "DATABASE_URL",
+        "EDGE_ADDRESS",
+        "EDGE_ADMIN_ADDRESS",
+        "LISTEN_ADDRESS",
+        "MEMORY_ENDPOINTS",
+        "MEMORY_TARGET",
+        "METRICS_ADDRESS",
+        "MIGRATION_DATABASE_URL",
+        "REDIS_URL",
+        "SIMULATOR_HOST",
+        "SIMULATOR_PORT",
+        "WORKLOAD_CREDENTIAL_FILE",
+        "WORKLOAD_DIGESTS_FILE",
+    }
+)
+
+# What a process needs from the machine: never a setting of ours.
+MACHINE = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "TMPDIR", "TZ", "LANG", "LANGUAGE"),
+        *("VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+        *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
+    }
+)
+MACHINE_PREFIXES = ("LC_", "PYTHON", "GRPC_", "COVERAGE_")
+
+
+def machine_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The part of an environment that every child is given."""
+    return {
+        name: value for name, value in environment.items() if name.upper() in MACHINE or name.startswith(MACHINE_PREFIXES)
+    }
+
+
+def passed_on(part: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """The part of an environment that one part knows, under its exact names."""
+    by_name = {name.upper(): value for name, value in environment.items()}
+    return {name: by_name[name] for name in sorted(KNOWN[part]) if name in by_name}

