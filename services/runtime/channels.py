@@ -34,10 +34,12 @@ def open_channel(target: str, *, audience: str, tokens: ServiceTokens | None, ti
     """A channel to the service `audience` at `target`.
 
     A call takes `timeout_seconds` at most, or what its caller has left, whichever is less; a call's own timeout goes first.
-    Without `tokens` the calls carry no identity: for auth's public RPCs.
+    Without `tokens` the calls carry no identity and know no caller's deadline: for what auth answers to services, which
+    several callers may wait for.
     """
     if tokens is None:
-        return grpc.aio.insecure_channel(target, options=_OPTIONS)
+        named = _ForwardUnary(_Named(timeout_seconds))
+        return grpc.aio.insecure_channel(target, options=_OPTIONS, interceptors=[named])
     forward = _Forward(audience, tokens, timeout_seconds)
     return grpc.aio.insecure_channel(
         target, options=_OPTIONS, interceptors=[_ForwardUnary(forward), _ForwardStream(forward)]
@@ -66,6 +68,19 @@ class _Forward:
         return ClientCallDetails(details.method, timeout, metadata, details.credentials, details.wait_for_ready)
 
 
+class _Named:
+    def __init__(self, timeout_seconds: float) -> None:
+        self._timeout_seconds = timeout_seconds
+
+    async def details(self, details: ClientCallDetails, *, bounded: bool) -> ClientCallDetails:
+        """The details with the request id."""
+        metadata = Metadata(*(details.metadata or ()))
+        if request_id := current_call().request_id:
+            metadata.add(REQUEST_ID, request_id)
+        timeout = self._timeout_seconds if bounded and details.timeout is None else details.timeout
+        return ClientCallDetails(details.method, timeout, metadata, details.credentials, details.wait_for_ready)
+
+
 def _timeout(asked: float | None, default: float | None) -> float | None:
     bounds = [seconds for seconds in (asked if asked is not None else default, seconds_left()) if seconds is not None]
     if not bounds:
@@ -76,7 +91,7 @@ def _timeout(asked: float | None, default: float | None) -> float | None:
 
 
 class _ForwardUnary(grpc.aio.UnaryUnaryClientInterceptor):
-    def __init__(self, forward: _Forward) -> None:
+    def __init__(self, forward: _Forward | _Named) -> None:
         self._forward = forward
 
     async def intercept_unary_unary(

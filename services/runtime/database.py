@@ -4,8 +4,10 @@ Every transaction says on whose behalf it runs, and row-level security holds it 
 `where user_id` reads and writes nothing of anybody else. `check_role` refuses to start as a role that could step around.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 
 from sqlalchemy import URL, TextClause, exc, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -20,6 +22,10 @@ _ROLE = text(
 STATEMENT_TIMEOUT_SECONDS = 10
 CONNECT_TIMEOUT_SECONDS = 5
 POOL_WAIT_SECONDS = 5
+# A server that vanished without a word (a dead node) is noticed within 15 s; of no meaning to a unix socket.
+NOTICE_DEATH: Mapping[str, int] = MappingProxyType(
+    {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 2, "tcp_user_timeout": 15_000}
+)
 
 
 class UnsafeRoleError(Exception):
@@ -51,8 +57,9 @@ class Database:
             yield connection
             await connection.commit()
         finally:
-            # Rolls back what was not committed and gives the connection back, also when the task was cancelled.
-            await connection.close()
+            # Rolls back what was not committed and gives the connection back. Shielded: a task that is cancelled once
+            # more meanwhile must not lose the connection to the pool.
+            await asyncio.shield(connection.close())
 
     async def _begun(self, identify: TextClause, values: Mapping[str, str]) -> AsyncConnection:
         """A connection with the identity set. A pooled one that died meanwhile is replaced once: nothing ran on it."""
@@ -68,7 +75,7 @@ class Database:
         try:
             await connection.execute(identify, values)
         except BaseException:
-            await connection.close()
+            await asyncio.shield(connection.close())
             raise
         return connection
 
@@ -105,6 +112,7 @@ def open_database(url: str, *, pool_size: int = 10) -> Database:
         hide_parameters=True,
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            **NOTICE_DEATH,
             "options": f"-c statement_timeout={STATEMENT_TIMEOUT_SECONDS * 1000}"
             " -c idle_in_transaction_session_timeout=30000 -c timezone=UTC",
         },

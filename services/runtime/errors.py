@@ -11,6 +11,7 @@ never leaves the process.
     Internal            INTERNAL            500      DeadlineExceeded   DEADLINE_EXCEEDED   504
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -19,6 +20,7 @@ from typing import ClassVar
 import grpc
 import psycopg
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from sqlalchemy import exc as sql
 
@@ -27,6 +29,8 @@ from parley.type.v1 import error_reason_pb2 as reasons
 DOMAIN = "parley"
 STATUS_DETAILS = "grpc-status-details-bin"
 _PREFIX = "ERROR_REASON_"
+# A client takes 8 KiB of trailers by default, and a status that is larger is lost as a whole.
+_LONGEST_MESSAGE_BYTES = 1_000
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -134,6 +138,8 @@ _BY_CODE: Mapping[grpc.StatusCode, type[ServiceError]] = {
 # Serialization failure, deadlock, lock timeout: repeating the transaction may well succeed.
 _CONFLICTS = ("40001", "40P01", "55P03")
 _STATEMENT_TIMEOUT = "57014"
+# Idle in a transaction for too long, and read-only (a primary that became a replica): the connection is of no more use.
+_UNUSABLE = ("25P03", "25006")
 
 
 def reason_name(reason: reasons.ErrorReason.ValueType) -> str:
@@ -164,7 +170,7 @@ def _from_driver(error: psycopg.Error, request_id: str) -> ServiceError:
         return Aborted("Another change came first. Repeat the call.", reasons.ERROR_REASON_CONFLICT)
     if error.sqlstate == _STATEMENT_TIMEOUT:
         return DeadlineExceeded("The database took too long. Try again.", reasons.ERROR_REASON_DEADLINE_PASSED)
-    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) or error.sqlstate in _UNUSABLE:
         return _database_unavailable()
     return _internal(request_id)
 
@@ -188,7 +194,7 @@ def _internal(request_id: str) -> Internal:
 
 def to_status(error: ServiceError) -> status_pb2.Status:
     """The google.rpc.Status of an error: ErrorInfo always, BadRequest and RetryInfo where there is something to say."""
-    status = status_pb2.Status(code=error.code.value[0], message=error.message)
+    status = status_pb2.Status(code=error.code.value[0], message=_cut(error.message))
     info = error_details_pb2.ErrorInfo(reason=reason_name(error.reason), domain=DOMAIN, metadata=error.metadata)
     status.details.append(_packed(info))
     if error.violations:
@@ -201,6 +207,10 @@ def to_status(error: ServiceError) -> status_pb2.Status:
         delay.FromNanoseconds(int(error.retry_delay_seconds * 1e9))
         status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
     return status
+
+
+def _cut(message: str) -> str:
+    return message.encode()[:_LONGEST_MESSAGE_BYTES].decode(errors="ignore")
 
 
 def _packed(
@@ -218,7 +228,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> ServiceError:
     """
     for key, value in error.trailing_metadata() or ():
         if key == STATUS_DETAILS and isinstance(value, bytes):
-            return from_status(status_pb2.Status.FromString(value))
+            with contextlib.suppress(DecodeError):  # not from one of ours
+                return from_status(status_pb2.Status.FromString(value))
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded("A service did not answer in time. Try again.", reasons.ERROR_REASON_DEADLINE_PASSED)
     return Unavailable(

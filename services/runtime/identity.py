@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.runtime.calls import NOBODY, Caller
-from services.runtime.errors import Unauthenticated, Unavailable
+from services.runtime.errors import ServiceError, Unauthenticated, Unavailable
 
 ISSUER = "parley"
 USER_AUDIENCE = "parley"
@@ -35,7 +35,7 @@ class KeySource(Protocol):
     """Where the public keys come from: auth's own table in auth, its JWKS elsewhere."""
 
     async def public_keys(self) -> Mapping[str, Ed25519PublicKey]:
-        """The keys by their id. Raises Unavailable when they cannot be had."""
+        """The keys by their id. Raises a ServiceError (Unavailable, DeadlineExceeded) when they cannot be had."""
 
 
 class EndedSessions(Protocol):
@@ -57,6 +57,7 @@ class TokenVerifier:
         self._ended = ended
         self._keys: Mapping[str, Ed25519PublicKey] = {}
         self._fetch_time = float("-inf")
+        self._is_stale = False
         self._fetching = asyncio.Lock()
         self._verified: OrderedDict[str, dict[str, Any]] = OrderedDict()
 
@@ -86,7 +87,7 @@ class TokenVerifier:
         if claims["aud"] == USER_AUDIENCE and isinstance(session_id, str):
             self._check_session(session_id)
         elif claims["aud"] == self._audience and isinstance(actor, dict):
-            service = str(actor["sub"]).removeprefix(SERVICE_SUBJECT)
+            service = _actor(actor, service)
         else:
             # A service token where a user's belongs, or a token for another service.
             raise _invalid()
@@ -141,9 +142,10 @@ class TokenVerifier:
         age = time.monotonic() - self._fetch_time
         if age > _KEYS_LIFETIME_SECONDS or (key_id not in self._keys and age > _LEAST_SECONDS_BETWEEN_FETCHES):
             await self._fetch(asked_at=time.monotonic())
-        if key_id not in self._keys:
-            raise _invalid()
-        return self._keys[key_id]
+        if key_id in self._keys:
+            return self._keys[key_id]
+        # Auth did not answer: the key may be a new one.
+        raise _unavailable() if self._is_stale else _invalid()
 
     async def _fetch(self, *, asked_at: float) -> None:
         async with self._fetching:
@@ -151,11 +153,19 @@ class TokenVerifier:
                 return  # another call fetched them while this one waited
             try:
                 self._keys = await self._source.public_keys()
-            except Unavailable:
-                if not self._keys:
-                    raise _unavailable() from None
+                self._is_stale = False
+            except ServiceError:
                 # The keys at hand go on serving: a key leaves only when its last token has expired.
+                self._is_stale = True
             self._fetch_time = time.monotonic()
+
+
+def _actor(actor: Mapping[str, object], service: str | None) -> str:
+    """The service that acts for a user. A token that auth gave to one service is of no use to another."""
+    name = str(actor.get("sub", "")).removeprefix(SERVICE_SUBJECT)
+    if not name or service not in {None, name}:
+        raise _invalid()
+    return name
 
 
 def _token(authorization: str) -> str:

@@ -12,6 +12,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -19,6 +20,7 @@ from typing import Any, TypeAlias
 import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
+from google.rpc import status_pb2
 
 from parley.options.v1 import options_pb2
 from parley.type.v1 import error_reason_pb2 as reasons
@@ -134,8 +136,10 @@ class _Wrap:
         progress = self._begin(context)
         try:
             request = await self._admitted(raw, context, progress)
-            async for message in self._inner.unary_stream(request, context):
-                yield message
+            # Closed here: a generator left to the garbage collector ends whenever, in whatever context.
+            async with aclosing(self._inner.unary_stream(request, context)) as messages:
+                async for message in messages:
+                    yield message
         except BaseException as error:
             await self._fail(error, context, progress)
             raise
@@ -206,15 +210,17 @@ class _Wrap:
 
     async def _fail(self, error: BaseException, context: Context, progress: _Progress) -> None:
         """Ends the call with the error's status. The caller's own leaving stays what it is: a cancellation."""
-        if isinstance(error, asyncio.CancelledError | GeneratorExit):
-            progress.code = grpc.StatusCode.CANCELLED
+        if isinstance(error, GeneratorExit) or (isinstance(error, asyncio.CancelledError) and _is_cancelled()):
+            progress.code = _ended_by(progress.call)
             return
         request_id = progress.call.request_id
         service_error = to_service_error(error, request_id)
         progress.code, progress.reason = service_error.code, reason_name(service_error.reason)
         if not isinstance(error, ServiceError):
             self._log_fault(error, service_error)
-        await context.abort(service_error.code, service_error.message, _trailers(service_error, request_id))
+        status = to_status(service_error)
+        trailers = _trailers(status, service_error.retry_delay_seconds, request_id)
+        await context.abort(service_error.code, status.message, trailers)
 
     def _log_fault(self, error: BaseException, service_error: ServiceError) -> None:
         if service_error.code is grpc.StatusCode.INTERNAL:
@@ -226,7 +232,9 @@ class _Wrap:
         seconds = time.perf_counter() - progress.begin
         self._metrics.end(progress.code, seconds)
         caller = progress.call.caller
-        fields: dict[str, str | float] = {"method": self._method, "code": progress.code.name}
+        # The request id by name: a stream may be closed outside of its call's context.
+        fields: dict[str, str | float] = {"request_id": progress.call.request_id, "method": self._method}
+        fields["code"] = progress.code.name
         fields["duration_ms"] = round(seconds * 1000, 1)
         named = {"reason": progress.reason, "user_id": caller.user_id, "peer_service": caller.service}
         fields.update({name: value for name, value in named.items() if value})
@@ -235,12 +243,26 @@ class _Wrap:
             log.warning("rpc.slow", **fields)
 
 
-def _trailers(error: ServiceError, request_id: str) -> tuple[tuple[str, str | bytes], ...]:
+def _is_cancelled() -> bool:
+    """Whether the call itself is cancelled. Else the handler awaited something that was: grpc would let the caller hang."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _ended_by(call: Call) -> grpc.StatusCode:
+    """What cancelled a call: its own deadline, or its caller."""
+    late = call.deadline is not None and asyncio.get_running_loop().time() >= call.deadline
+    return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+
+
+def _trailers(
+    status: status_pb2.Status, retry_delay_seconds: float | None, request_id: str
+) -> tuple[tuple[str, str | bytes], ...]:
     trailers: list[tuple[str, str | bytes]] = [
         (REQUEST_ID, request_id),
-        (STATUS_DETAILS, to_status(error).SerializeToString()),
+        (STATUS_DETAILS, status.SerializeToString()),
     ]
-    if error.retry_delay_seconds is not None:
+    if retry_delay_seconds is not None:
         # For HTTP clients, which know this header and not RetryInfo; whole seconds, rounded up.
-        trailers.append(("retry-after", str(max(1, -int(-error.retry_delay_seconds // 1)))))
+        trailers.append(("retry-after", str(max(1, -int(-retry_delay_seconds // 1)))))
     return tuple(trailers)

@@ -10,19 +10,32 @@ import contextlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any, LiteralString
 
 import procrastinate
 import structlog
+from procrastinate.app import WorkerOptions
 from procrastinate.jobs import DeleteJobCondition, Job
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.runtime.database import CONNECT_TIMEOUT_SECONDS, NOTICE_DEATH, STATEMENT_TIMEOUT_SECONDS
 
 log = structlog.get_logger(__name__)
 
 Id = str | int
 Handler = Callable[..., Awaitable[None]]
 _LONGEST_DELAY_SECONDS = 300.0
-_STALLED_SECONDS = 30.0
-_SWEEP_SECONDS = 15.0
+# One statement, so that two processes that sweep at once cannot put back a job that already runs again.
+PUT_BACK = """
+with stalled as (
+  select job.id from procrastinate_jobs job left join procrastinate_workers worker on worker.id = job.worker_id
+  where job.status = 'doing'
+    and (worker.id is null or worker.last_heartbeat < now() - make_interval(secs => %(seconds)s))
+  for update of job skip locked
+)
+update procrastinate_jobs job set status = 'todo', worker_id = null, attempts = attempts + 1, scheduled_at = now()
+from stalled where job.id = stalled.id returning job.id, job.task_name
+"""
 
 
 class _Backoff(procrastinate.BaseRetryStrategy):
@@ -35,24 +48,60 @@ class _Backoff(procrastinate.BaseRetryStrategy):
         return procrastinate.RetryDecision(retry_at=datetime.now(UTC) + delay)
 
 
+class _Connector(procrastinate.PsycopgConnector):
+    """A connector that tells of statements that were lost.
+
+    procrastinate marks a job as finished in a task that nobody awaits: should that fail, the job would stay with a worker
+    that lives, does not work on it, and is therefore never called dead.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.lost = asyncio.Event()
+
+    async def execute_query_async(self, query: LiteralString, **arguments: Any) -> None:
+        try:
+            await super().execute_query_async(query, **arguments)
+        except procrastinate.exceptions.ConnectorException as error:
+            log.warning("jobs.statement_lost", error=type(error.__cause__).__name__)
+            self.lost.set()
+
+
 class Jobs:
     """A service's queue. Register every handler, then work and defer.
 
-    `database_url` is the plain role's. The worker keeps three connections of its own: fetch, finish, listen.
+    `database_url` is the plain role's. The worker has up to four connections of its own: three to fetch, finish and
+    sweep, one to listen. A worker that gave no sign of life for `stalled_seconds` is dead, and its jobs are put back.
     """
 
-    def __init__(self, database_url: str) -> None:
-        connector = procrastinate.PsycopgConnector(conninfo=database_url, min_size=1, max_size=3)
-        self._app = procrastinate.App(connector=connector)
+    def __init__(self, database_url: str, *, stalled_seconds: float = 30.0) -> None:
+        self._connector = _Connector(
+            conninfo=database_url,
+            min_size=1,
+            max_size=3,
+            kwargs={
+                "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+                "options": f"-c statement_timeout={STATEMENT_TIMEOUT_SECONDS * 1000}",
+                **NOTICE_DEATH,
+            },
+        )
+        self._app = procrastinate.App(connector=self._connector)
+        self._names: list[str] = []
+        self._stalled_seconds = stalled_seconds
 
     def register(self, name: str, handler: Handler) -> None:
         """Names the handler of a job; it gets the ids that were deferred, as keyword arguments."""
-        self._app.task(name=name, retry=_Backoff())(handler)
+        # A queue for each job: a process of an older release leaves the jobs that it does not know to the newer.
+        self._app.task(name=name, queue=name, retry=_Backoff())(handler)
+        self._names.append(name)
 
     async def defer(self, connection: AsyncConnection, name: str, /, **ids: Id) -> None:
-        """Stores a job in the transaction of `connection`: it exists if and only if that commits."""
+        """Stores a job in the transaction of `connection`: it exists if and only if that commits.
+
+        Raises TaskNotFound for a name that was not registered.
+        """
         raw = await connection.get_raw_connection()
-        await self._app.configure_task(name, connection=raw.driver_connection).defer_async(**ids)
+        await self._app.configure_task(name, allow_unknown=False, connection=raw.driver_connection).defer_async(**ids)
 
     @contextlib.asynccontextmanager
     async def working(self, *, concurrency: int, stop_seconds: float = 5.0) -> AsyncIterator[None]:
@@ -68,27 +117,45 @@ class Jobs:
                 await asyncio.gather(sweeper, worker, return_exceptions=True)
 
     async def _work(self, concurrency: int, stop_seconds: float) -> None:
+        """Keeps a worker running: a new one, under a new id, whenever one ended or lost a statement.
+
+        What the old one left unfinished then belongs to no worker, and is put back.
+        """
         while True:
+            self._connector.lost.clear()
+            worker = asyncio.create_task(self._app.run_worker_async(**self._options(concurrency, stop_seconds)))
+            lost = asyncio.create_task(self._connector.lost.wait())
             try:
-                await self._app.run_worker_async(
-                    concurrency=concurrency,
-                    install_signal_handlers=False,
-                    delete_jobs=DeleteJobCondition.SUCCESSFUL,
-                    shutdown_graceful_timeout=stop_seconds,
-                    fetch_job_polling_interval=5,
-                )
-            except procrastinate.exceptions.ConnectorException as error:
+                await asyncio.wait({worker, lost}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                lost.cancel()
+                worker.cancel()
+                [error] = await asyncio.gather(worker, return_exceptions=True)
+            if error is None or isinstance(error, procrastinate.exceptions.ConnectorException | asyncio.CancelledError):
                 # Postgres went away: jobs are safe in it, and wait.
-                log.warning("jobs.worker_lost_database", error=type(error).__name__)
+                log.warning("jobs.worker_lost_database")
+            else:
+                log.error("jobs.worker_failed", exc_info=error)
             await asyncio.sleep(1)
+
+    def _options(self, concurrency: int, stop_seconds: float) -> WorkerOptions:
+        return {
+            "concurrency": concurrency,
+            "queues": self._names,
+            "install_signal_handlers": False,
+            "delete_jobs": DeleteJobCondition.SUCCESSFUL,
+            "shutdown_graceful_timeout": stop_seconds,
+            # New jobs are notified; those whose delay is over are found by looking.
+            "fetch_job_polling_interval": min(5.0, self._stalled_seconds / 3),
+            "update_heartbeat_interval": self._stalled_seconds / 3,
+            "stalled_worker_timeout": self._stalled_seconds,
+        }
 
     async def _put_back_stalled(self) -> None:
         while True:
-            await asyncio.sleep(_SWEEP_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311
+            await asyncio.sleep(self._stalled_seconds / 2 * random.uniform(0.8, 1.2))  # noqa: S311
             try:
-                manager = self._app.job_manager
-                for job in await manager.get_stalled_jobs(seconds_since_heartbeat=_STALLED_SECONDS):
-                    log.warning("job.stalled", job=job.task_name, job_id=job.id)
-                    await manager.retry_job(job)
+                for row in await self._connector.execute_query_all_async(PUT_BACK, seconds=self._stalled_seconds):
+                    log.warning("job.stalled", job=row["task_name"], job_id=row["id"])
             except procrastinate.exceptions.ConnectorException as error:
                 log.warning("jobs.sweep_lost_database", error=type(error).__name__)

@@ -5,8 +5,9 @@ Never log message text, phone numbers, passwords or tokens: log ids.
 
 import logging
 import sys
-from typing import Literal
+from typing import Any, Literal
 
+import psycopg
 import structlog
 
 from services.runtime.calls import current_request_id
@@ -26,9 +27,7 @@ def configure(service: str, *, level: str, log_format: LogFormat) -> None:
     if text:
         last = [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     else:
-        # Without the frames' local variables: they hold tokens and message text.
-        tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-        last = [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
+        last = [structlog.processors.ExceptionRenderer(_traceback), structlog.processors.JSONRenderer()]
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
@@ -44,6 +43,34 @@ def configure(service: str, *, level: str, log_format: LogFormat) -> None:
     )
     # Libraries speak up from WARNING only: they log their own requests, with headers.
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    # Lost connections are reported once, by services/runtime/jobs.py, and not as one traceback for each statement.
+    for name in ("procrastinate", "psycopg.pool"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+# Without the frames' local variables: they hold tokens and message text.
+_transform = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+
+
+# Errors of Postgres about a value, which their text quotes.
+_QUOTING = frozenset(
+    name for name, kind in vars(psycopg.errors).items() if isinstance(kind, type) and issubclass(kind, psycopg.DataError)
+)
+
+
+def _traceback(exc_info: structlog.typing.ExcInfo) -> list[dict[str, Any]]:
+    """The traceback as data, without what an exception's text may quote of rows and inputs."""
+    return _discreet(_transform(exc_info))
+
+
+def _discreet(stacks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for stack in stacks:
+        # The first line says what went wrong; further ones of driver and validation errors quote values.
+        said = stack["exc_value"].partition("\n")[0]
+        stack["exc_value"] = "left out: it quotes a value" if stack["exc_type"] in _QUOTING else said
+        for inner in stack["exceptions"]:
+            _discreet(inner)
+    return stacks
 
 
 def _add_call(service: str) -> structlog.typing.Processor:

@@ -45,8 +45,9 @@ def migrate(package: str, url: str, *, service_role: str) -> None:
 def alembic_config(package: str) -> Config:
     """Alembic's configuration for a service: its own revisions, the environment of all."""
     config = Config()
-    config.set_main_option("script_location", str(_ENVIRONMENT))
-    config.set_main_option("version_locations", str(files(package) / "migrations"))
+    # A percent sign is the configuration's own.
+    config.set_main_option("script_location", str(_ENVIRONMENT).replace("%", "%%"))
+    config.set_main_option("version_locations", str(files(package) / "migrations").replace("%", "%%"))
     config.set_main_option("path_separator", "newline")
     config.set_main_option("file_template", "%%(rev)s_%%(slug)s")
     return config
@@ -61,6 +62,7 @@ def _grant(connection: Connection, role: str) -> None:
         "execute on all functions in schema public",
     ):
         connection.execute(text(f"grant {grant} to {quoted}"))
+    connection.execute(text(f"revoke insert, update, delete on alembic_version from {quoted}"))
     connection.commit()
 
 

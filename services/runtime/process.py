@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import uvloop
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from sqlalchemy.engine import make_url
 
 from services.runtime import log
@@ -41,7 +42,10 @@ def read_settings(settings_type: type[S]) -> S:
         return settings_type()
     except ValidationError as error:
         print(f"bad settings: {explain(error)}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
+    except SettingsError as error:
+        # A list or mapping that is not JSON; names the field.
+        print(f"bad settings: {error}", file=sys.stderr)  # noqa: T201
+    sys.exit(2)
 
 
 def explain(error: ValidationError) -> str:

@@ -66,9 +66,15 @@ def _rules(mounts: Sequence[Mount]) -> Iterator[tuple[str, options_pb2.Access.Va
                 raise ContractError(f"{name} has no access rule: say in its proto who may call it.")
             if method.client_streaming:
                 raise ContractError(f"{name} streams from the client, which the call interceptor does not wrap.")
-            if not callable(getattr(mount.servicer, method.name, None)):
+            if not _is_implemented(mount.servicer, method.name):
                 raise ContractError(f"{name} is not implemented.")
             yield name, rule
+
+
+def _is_implemented(servicer: object, name: str) -> bool:
+    """Whether the servicer has a method of its own: the generated base class has one for every RPC, which only refuses."""
+    method = getattr(servicer, name, None)
+    return callable(method) and not str(getattr(method, "__module__", "")).endswith("_pb2_grpc")
 
 
 class GrpcServer:
@@ -126,10 +132,14 @@ async def serve(server: GrpcServer, settings: ServerSettings) -> None:
     log.info("server.stopping")
     await server.stop(wait_seconds=settings.drain_wait_seconds, drain_seconds=settings.drain_seconds)
     metrics.shutdown()
+    metrics.server_close()
     metrics_thread.join()
     log.info("server.stopped")
 
 
 def _serve_metrics(address: str) -> tuple[Any, Any]:
     host, _, port = address.rpartition(":")
-    return start_http_server(int(port), host.strip("[]"))
+    try:
+        return start_http_server(int(port), host.strip("[]"))
+    except OSError as error:
+        raise OSError(f"cannot serve metrics on {address}: is the port taken?") from error

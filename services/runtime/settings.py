@@ -3,12 +3,39 @@
 Configurability is kept small on purpose. A service's own settings subclass these. Secrets have no default and never print.
 """
 
-from pydantic import Field, SecretStr
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from services.runtime.log import LogFormat
 
-ADDRESS = r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):\d{1,5}$"
+_ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
+_LAST_PORT = 65_535
+
+
+def _address(value: str) -> str:
+    match = _ADDRESS.fullmatch(value)
+    if match is None or int(match[1]) > _LAST_PORT:
+        raise ValueError("must be host:port, like 127.0.0.1:50051")
+    return value
+
+
+def _postgres_url(value: SecretStr) -> SecretStr:
+    try:
+        scheme = make_url(value.get_secret_value()).drivername
+    except (ArgumentError, ValueError):
+        scheme = ""
+    if not scheme.startswith("postgres"):
+        raise ValueError("must be a URL, like postgresql://role:password@host:5432/database")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
+PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
 
 
 class ServerSettings(BaseSettings):
@@ -16,15 +43,15 @@ class ServerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore")
 
-    listen_address: str = Field(pattern=ADDRESS)
+    listen_address: Address
     """Where gRPC is served, host:port."""
-    metrics_address: str = Field(pattern=ADDRESS)
+    metrics_address: Address
     """Where Prometheus metrics are served, host:port."""
-    database_url: SecretStr
+    database_url: PostgresUrl
     """The service's own database, as the plain role that row-level security confines."""
     database_pool_size: int = Field(default=10, ge=1, le=200)
     """Connections that a process keeps. Fixed: overflow connections cost Postgres more than a short wait costs a call."""
-    migration_database_url: SecretStr | None = None
+    migration_database_url: PostgresUrl | None = None
     """The same database as the role that owns the tables; read by `migrate` only."""
     drain_wait_seconds: float = Field(default=0.5, ge=0, le=60)
     """After NOT_SERVING is told and before new calls are refused: time for load balancers to notice."""

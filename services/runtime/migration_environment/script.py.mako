@@ -15,7 +15,7 @@ from alembic import op
 from services.runtime.migrations import isolate_by_user
 
 revision = "${up_revision}"
-down_revision = ${repr(down_revision)}
+down_revision = ${'"%s"' % down_revision if down_revision else None}
 
 
 def upgrade() -> None:

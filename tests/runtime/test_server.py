@@ -1,0 +1,137 @@
+"""The server: what it refuses to serve, health, the ordered drain, reflection."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from parley.memory.v1 import memory_pb2, memory_pb2_grpc
+from services.runtime.server import ContractError, GrpcServer, Mount
+from tests.issuer import Issuer
+from tests.runtime import probe
+
+USER = str(uuid.uuid4())
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def _server(trusted: Issuer, mount: Mount, address: str = "127.0.0.1:0") -> GrpcServer:
+    return GrpcServer(address=address, mounts=[mount], verifier=trusted.verifier("probe"))
+
+
+class _Forgotten:
+    async def Forgotten(self, _request: Any, _context: Any) -> Any: ...
+
+    async def Upload(self, _requests: Any, _context: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("mount", "said"),
+    [
+        (Mount(probe.add, _Forgotten(), probe.service("UnruledService")), "Forgotten has no access rule"),
+        (Mount(probe.add, _Forgotten(), probe.service("UploadService")), "Upload streams from the client"),
+        (Mount(probe.add, object(), probe.service()), "ForAnybody is not implemented"),
+        (
+            Mount(
+                memory_pb2_grpc.add_MemoryServiceServicer_to_server,
+                type("Partial", (memory_pb2_grpc.MemoryServiceServicer,), {})(),
+                memory_pb2.DESCRIPTOR.services_by_name["MemoryService"],
+            ),
+            "AssembleContext is not implemented",
+        ),
+    ],
+    ids=["no access rule", "client streaming", "not implemented", "left to the generated base class"],
+)
+async def test_what_does_not_keep_the_contract_is_not_served(trusted: Issuer, mount: Mount, said: str) -> None:
+    with pytest.raises(ContractError, match=said):
+        _server(trusted, mount)
+
+
+async def test_a_taken_port_is_said_clearly(trusted: Issuer) -> None:
+    first = _server(trusted, Mount(probe.add, probe.Probe(), probe.service()))
+    port = await first.start()
+    second = _server(trusted, Mount(probe.add, probe.Probe(), probe.service()), f"127.0.0.1:{port}")
+    with pytest.raises(OSError, match=rf"cannot listen on 127\.0\.0\.1:{port}: is the port taken\?"):
+        await second.start()
+    await first.stop(wait_seconds=0, drain_seconds=0)
+
+
+def _health(channel: grpc.aio.Channel) -> Any:
+    return health_pb2_grpc.HealthStub(channel)  # ships no types
+
+
+def _follow_until(event: asyncio.Event) -> Callable[[Any, Any], AsyncGenerator[Any, None]]:
+    async def follow(_request: Any, _context: Any) -> AsyncGenerator[Any, None]:
+        yield probe.reply(number=1)
+        await event.wait()
+        yield probe.reply(number=2)
+
+    return follow
+
+
+async def test_health_leaves_serving_first_and_an_open_stream_finishes(trusted: Issuer) -> None:
+    finish = asyncio.Event()
+    server = probe.probe_server(probe.Probe(follow=_follow_until(finish)), trusted)
+    port = await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        client, health = probe.Client(channel, trusted, port), _health(channel)
+        for name in ("", "probe.v1.ProbeService"):
+            assert (await health.Check(health_pb2.HealthCheckRequest(service=name))).status == SERVING
+        stream = client.follow(probe.request(), trusted.as_user(USER), timeout=None)
+        assert (await stream.read()).number == 1
+        stopping = asyncio.create_task(server.stop(wait_seconds=0.3, drain_seconds=5))
+        await asyncio.sleep(0.1)
+        # The wait: nobody is refused yet, but health says what is coming.
+        for name in ("", "probe.v1.ProbeService"):
+            assert (await health.Check(health_pb2.HealthCheckRequest(service=name))).status == NOT_SERVING
+        assert (await client.call("ForAnybody", probe.request(text="still"))).text == "still"
+        await asyncio.sleep(0.4)
+        # The drain: new calls are refused, the open one goes on.
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.call("ForAnybody", probe.request(), timeout=2)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        finish.set()
+        assert (await stream.read()).number == 2
+        assert await stream.read() is grpc.aio.EOF
+        await asyncio.wait_for(stopping, 2)
+
+
+async def test_what_outlasts_the_drain_is_cut(trusted: Issuer) -> None:
+    server = probe.probe_server(probe.Probe(follow=_follow_until(asyncio.Event())), trusted)
+    port = await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stream = probe.Client(channel, trusted, port).follow(probe.request(), trusted.as_user(USER), timeout=None)
+        await stream.read()
+        begin = time.monotonic()
+        await server.stop(wait_seconds=0, drain_seconds=0.3)
+        assert 0.25 < time.monotonic() - begin < 3
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stream.read()
+
+
+async def test_reflection_lists_what_is_served(trusted: Issuer) -> None:
+    server = probe.probe_server(probe.Probe(), trusted)
+    port = await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        ask = reflection_pb2.ServerReflectionRequest(list_services="")
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub  # stubbed for synchronous channels only
+        call = stub(channel).ServerReflectionInfo(iter([ask]))
+        answer = await call.read()
+    await server.stop(wait_seconds=0, drain_seconds=0)
+    names = {one.name for one in answer.list_services_response.service}
+    assert names == {"probe.v1.ProbeService", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+
+
+async def test_two_thousand_calls_at_once_are_all_served(trusted: Issuer) -> None:
+    server = probe.probe_server(probe.Probe(), trusted)
+    port = await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        client = probe.Client(channel, trusted, port)
+        calls = [client.call("ForAnybody", probe.request(text="x"), timeout=60) for _ in range(2_000)]
+        assert {one.text for one in await asyncio.gather(*calls)} == {"x"}
+    await server.stop(wait_seconds=0, drain_seconds=0)
