@@ -21,7 +21,7 @@ from services.runtime.errors import FieldViolation, InvalidArgument, PermissionD
 Value = Any
 Check = Callable[[Value], str | None]
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 # Deliberately plain: one @, a dot in the domain, no spaces. Whether an address exists only a message to it can tell.
 _EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s.]+(\.[^@\s.]+)+")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -255,7 +255,7 @@ def _pattern_check(pattern: re.Pattern[str], meaning: str) -> Check:
 
 
 def _no_control(text: str) -> str | None:
-    return "holds a control character (NUL, say): remove it" if _CONTROL.search(text) else None
+    return "holds a control character (NUL, say): remove it" if CONTROL_CHARACTERS.search(text) else None
 
 
 def _is_uuid(text: str) -> str | None:

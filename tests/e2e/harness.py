@@ -63,10 +63,12 @@ class Suite:
 
 
 def environment(data: Path, **more: str) -> dict[str, str]:
-    """Fast children: the simulator without delays, small password hashes."""
-    quick = {"SIMULATOR_CONTROL": "true", "SIMULATOR_FIRST_TOKEN_MS": "0", "SIMULATOR_INTERVAL_MS": "0"}
+    """Fast children: the simulator without delays, short patience with it, small password hashes, a short drain."""
+    simulator = {"SIMULATOR_CONTROL": "true", "SIMULATOR_FIRST_TOKEN_MS": "0", "SIMULATOR_INTERVAL_MS": "0"}
+    provider = {"OPENAI_TIMEOUT_SECONDS": "2", "OPENAI_MAX_RETRIES": "1", "OPENAI_RETRY_DELAY_SECONDS": "0.1"}
     hashes = {"ARGON2_TIME_COST": "1", "ARGON2_MEMORY_KIB": "1024", "ARGON2_PARALLELISM": "1"}
-    return suite_environment(data, **{**quick, **hashes, "DRAIN_SECONDS": "2", "DRAIN_WAIT_SECONDS": "0.1", **more})
+    stop = {"DRAIN_SECONDS": "2", "DRAIN_WAIT_SECONDS": "0.1"}
+    return suite_environment(data, **{**simulator, **provider, **hashes, **stop, **more})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,140 @@
+"""What chat keeps, as plain values: the rows of its tables, as the rest of the service sees them.
+
+Owns no behaviour but what follows from a value alone. Ids are UUIDs in their text form; times carry their zone.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+MAX_TITLE_CHARACTERS = 60
+
+
+def new_id() -> str:
+    """A UUIDv7: the time in milliseconds, then chance, so that new rows land at the end of every index."""
+    value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    value = value & ~(0xF << 76) | 0x7 << 76
+    return str(uuid.UUID(int=value & ~(0x3 << 62) | 0x2 << 62))
+
+
+def title_of(text: str) -> str:
+    """The beginning of a message as a title: whole words where one ends in time, one line."""
+    line = " ".join(text[: MAX_TITLE_CHARACTERS * 8].split())
+    if len(line) <= MAX_TITLE_CHARACTERS:
+        return line
+    cut = line[:MAX_TITLE_CHARACTERS]
+    words, _, _ = line[: MAX_TITLE_CHARACTERS + 1].rpartition(" ")
+    return words or cut
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that a reply cost."""
+
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds from the arrival of the call: to the first text (0 when there was none) and to the end."""
+
+    time_to_first_token_ms: int
+    processing_time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A conversation of one user, without its messages."""
+
+    id: str
+    title: str
+    message_count: int
+    last_message_time: dt.datetime | None
+    create_time: dt.datetime
+    update_time: dt.datetime
+    latest_time: dt.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message. `revision` grows when a reply is written anew."""
+
+    id: str
+    conversation_id: str
+    sequence: int
+    role: str
+    text: str
+    status: str
+    incomplete_reason: str | None
+    model: str | None
+    generation_id: str | None
+    revision: int
+    usage: Usage | None
+    timings: Timings | None
+    metadata: Mapping[str, str]
+    create_time: dt.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a generation failed: an ErrorReason without its prefix, and what its caller is told."""
+
+    reason: str
+    message: str
+    metadata: Mapping[str, str]
+    retry_delay_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One attempt at a reply. `is_expired`: nobody keeps it alive any more, by the database's clock."""
+
+    id: str
+    user_id: str
+    conversation_id: str
+    user_message_id: str
+    reply_message_id: str
+    request_id: str | None
+    request_digest: bytes
+    attempt: int
+    status: str
+    is_expired: bool
+    model: str
+    degraded: Sequence[str]
+    failure: Failure | None
+    create_time: dt.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A generation with the two messages that it joins."""
+
+    generation: Generation
+    user_message: Message
+    reply: Message
+
+
+@dataclass(frozen=True, slots=True)
+class ContextMessage:
+    """What the model sees of a message, and how memory counts it."""
+
+    sequence: int
+    role: str
+    text: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class KnownConversation:
+    """What a turn's first transaction learned about its conversation: which reply was last written anew."""
+
+    rewritten_sequence: int
+    rewritten_revision: int

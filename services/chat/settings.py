@@ -1,0 +1,51 @@
+"""What chat is told from outside."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from services.runtime.openai import OpenAISettings
+from services.runtime.settings import PeerSettings, ServerSettings
+
+
+class ChatSettings(ServerSettings, PeerSettings, OpenAISettings):
+    """Settings of the chat service."""
+
+    memory_target: str = Field(min_length=1)
+    """gRPC target of memory."""
+    memory_timeout_seconds: float = Field(default=1.0, gt=0, le=30)
+    """How long a turn waits for its context; then it goes on without memory."""
+    context_token_budget: int = Field(default=16_000, ge=100, le=1_000_000)
+    """Most tokens of earlier messages that the model gets, estimated."""
+    assistant_instructions: str = Field(
+        default_factory=lambda: (files("services.chat") / "prompts" / "assistant.md").read_text(encoding="utf-8"),
+        min_length=1,
+    )
+    """What the assistant obeys where a request says nothing of its own."""
+    max_generations: int = Field(default=2000, ge=1, le=20_000)
+    """Replies that one process writes at a time."""
+    generation_deadline_seconds: float = Field(default=120, gt=0, le=3600)
+    """How long a reply may take, waiting for the provider included."""
+    lease_seconds: float = Field(default=10, ge=0.5, le=120)
+    """How long a process is believed to write its replies after its last sign of life."""
+    lease_renew_seconds: float = Field(default=3, ge=0.1, le=40)
+    """How often it gives one."""
+    heartbeat_seconds: float = Field(default=15, ge=0.1, le=300)
+    """Longest silence of a stream."""
+    reader_retention_seconds: float = Field(default=60, ge=0.1, le=600)
+    """How long after its end a reply is kept for readers that are behind; then they are cut."""
+    job_concurrency: int = Field(default=4, ge=1, le=64)
+    """Jobs that one process works at a time."""
+
+    @model_validator(mode="after")
+    def _lease_outlives_its_renewal(self) -> Self:
+        if self.lease_renew_seconds * 2 > self.lease_seconds:
+            raise ValueError(
+                "LEASE_RENEW_SECONDS must be at most half of LEASE_SECONDS, so that one late renewal is survived"
+            )
+        if self.openai_max_connections < self.max_generations:
+            raise ValueError("OPENAI_MAX_CONNECTIONS must be at least MAX_GENERATIONS: every reply holds a connection")
+        return self

@@ -1,0 +1,263 @@
+"""Every statement that begins a turn, or finds the one that was begun.
+
+Owns idempotency. Invariants: a request id names one turn of a user, decided by a unique constraint and not by a look; a turn
+that is tried again keeps its two messages; a conversation has one running turn, and a dead one does not block it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from parley.type.v1 import error_reason_pb2 as reasons
+from services.chat.records import Generation, KnownConversation, Message, Turn, new_id, title_of
+from services.chat.rows import TURN, message_of, turn_of
+from services.chat.schema import ATTEMPT_CONSTRAINT, RUNNING_INDEX, conversations, generations, messages
+from services.chat.store_generations import GenerationStore, close_generation
+from services.runtime.database import Database
+from services.runtime.errors import Aborted, AlreadyExists, NotFound, ServiceError, reason_name
+
+log = structlog.get_logger(__name__)
+
+_CONFLICT_ROUNDS: Final = 3
+_NOTHING_KNOWN: Final = KnownConversation(0, 0)
+# The provider's no to the request itself: the same request gets the same answer.
+_FINAL_REASONS: Final = (reason_name(reasons.ERROR_REASON_MODEL_REFUSED_REQUEST),)
+
+
+@dataclass(frozen=True, slots=True)
+class TurnDraft:
+    """A turn to be: what is said (the last of `said` is the user's message) and what names it."""
+
+    user_id: str
+    conversation_id: str | None
+    said: Sequence[tuple[str, str]]
+    metadata: Mapping[str, str]
+    request_id: str | None
+    request_digest: bytes
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What came of a draft: a turn, and whether this call started the generation and so has to run it."""
+
+    turn: Turn
+    is_new: bool
+    known: KnownConversation
+
+
+def conversation_not_found(conversation_id: str) -> NotFound:
+    """What a conversation answers that does not exist or is somebody else's."""
+    return NotFound(
+        "You have no such conversation.",
+        reasons.ERROR_REASON_CONVERSATION_NOT_FOUND,
+        metadata={"conversation_id": conversation_id},
+    )
+
+
+def request_id_reused(request_id: str) -> AlreadyExists:
+    """What a request id answers that named another request before."""
+    return AlreadyExists(
+        "This request id was used before, with another request. Use a new one.",
+        reasons.ERROR_REASON_REQUEST_ID_REUSED,
+        metadata={"request_id": request_id},
+    )
+
+
+class TurnStore:
+    """The beginnings of turns in the database.
+
+    At most `concurrency` begin at a time; the others wait here, in order and as long as it takes, instead of at the
+    connection pool, where a burst of new turns would keep running ones from being saved and their leases from being renewed.
+    """
+
+    def __init__(self, database: Database, generation_store: GenerationStore, *, concurrency: int) -> None:
+        self._database = database
+        self._generations = generation_store
+        self._gate = asyncio.Semaphore(concurrency)
+
+    async def begin_turn(self, draft: TurnDraft, *, refusal: ServiceError | None = None) -> Begun:
+        """Starts the turn, or finds the one that its request id names; tries again one that failed where that helps.
+
+        `refusal` is raised instead of starting a generation; finding one is always allowed. Several transactions when
+        calls collide. Raises NotFound, AlreadyExists (REQUEST_ID_REUSED) and Aborted (CONVERSATION_BUSY).
+        """
+        for attempt in range(_CONFLICT_ROUNDS):
+            try:
+                async with self._gate, self._database.transaction(user_id=draft.user_id) as connection:
+                    return await self._begin(connection, draft, refusal)
+            except IntegrityError as error:
+                if not await self._may_try_again(error, draft, is_first=attempt == 0):
+                    raise _busy(draft) from None
+        raise _busy(draft)
+
+    async def _may_try_again(self, error: IntegrityError, draft: TurnDraft, *, is_first: bool) -> bool:
+        constraint = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
+        if constraint == ATTEMPT_CONSTRAINT:
+            return True
+        if constraint != RUNNING_INDEX:
+            raise error
+        # Whoever runs in this conversation may be this very request, a process ahead; or be dead.
+        closed = await self._generations.close_expired(conversation_id=draft.conversation_id)
+        return bool(closed) or (is_first and draft.request_id is not None)
+
+    async def _begin(self, connection: AsyncConnection, draft: TurnDraft, refusal: ServiceError | None) -> Begun:
+        found = await _latest_attempt(connection, draft)
+        if found is not None:
+            if found.generation.request_digest != draft.request_digest:
+                raise request_id_reused(draft.request_id or "")
+            return await self._begin_again(connection, found, refusal)
+        if refusal is not None:
+            raise refusal
+        return await self._begin_new(connection, draft)
+
+    async def _begin_again(self, connection: AsyncConnection, found: Turn, refusal: ServiceError | None) -> Begun:
+        generation, reply = found.generation, found.reply
+        is_dead = generation.status == "running" and generation.is_expired
+        failed = generation.failure is not None and generation.failure.reason not in _FINAL_REASONS
+        if not (is_dead or failed) or not await _is_latest(connection, reply):
+            return Begun(found, is_new=False, known=_NOTHING_KNOWN)
+        if refusal is not None:
+            raise refusal
+        if is_dead and not await close_generation(connection, generation.id):
+            return Begun(found, is_new=False, known=_NOTHING_KNOWN)
+        return await self._attempt_again(connection, found)
+
+    async def _attempt_again(self, connection: AsyncConnection, found: Turn) -> Begun:
+        old = found.generation
+        retried = replace(
+            old, id=new_id(), attempt=old.attempt + 1, status="running", is_expired=False, degraded=(), failure=None
+        )
+        create_time = await self._insert_generation(connection, retried)
+        renewed = await connection.execute(
+            messages.update()
+            .where(messages.c.id == found.reply.id)
+            .values(_CLEAN_REPLY | {"generation_id": retried.id, "revision": messages.c.revision + 1})
+            .returning(*messages.c)
+        )
+        reply = message_of(renewed.mappings().one())
+        await connection.execute(
+            conversations.update()
+            .where(conversations.c.id == old.conversation_id)
+            .values(rewritten_sequence=reply.sequence, rewritten_revision=reply.revision, update_time=sa.func.now())
+        )
+        turn = Turn(replace(retried, create_time=create_time), found.user_message, reply)
+        return Begun(turn, is_new=True, known=KnownConversation(reply.sequence, reply.revision))
+
+    async def _begin_new(self, connection: AsyncConnection, draft: TurnDraft) -> Begun:
+        row = await _open_conversation(connection, draft)
+        count = len(draft.said)
+        generation_id, first = new_id(), row["message_count"] - count
+        said = [
+            Message(
+                id=new_id(), conversation_id=row["id"], sequence=first + index, role=role, text=text,
+                status="complete", incomplete_reason=None, model=None, generation_id=None, revision=0, usage=None,
+                timings=None, metadata=draft.metadata if index == count - 1 else {}, create_time=row["now"],
+            )
+            for index, (role, text) in enumerate(draft.said)
+        ]  # fmt: skip
+        reply = replace(
+            said[-1], id=new_id(), sequence=first + count, role="assistant", text="", status="generating",
+            model=draft.model, generation_id=generation_id, metadata={},
+        )  # fmt: skip
+        await connection.execute(messages.insert(), [_values(message, draft.user_id) for message in (*said, reply)])
+        generation = Generation(
+            id=generation_id, user_id=draft.user_id, conversation_id=row["id"], user_message_id=said[-1].id,
+            reply_message_id=reply.id, request_id=draft.request_id, request_digest=draft.request_digest, attempt=1,
+            status="running", is_expired=False, model=draft.model, degraded=(), failure=None, create_time=row["now"],
+        )  # fmt: skip
+        await self._insert_generation(connection, generation)
+        known = KnownConversation(row["rewritten_sequence"], row["rewritten_revision"])
+        return Begun(Turn(generation, said[-1], reply), is_new=True, known=known)
+
+    async def _insert_generation(self, connection: AsyncConnection, generation: Generation) -> Any:
+        names = ("id", "user_id", "conversation_id", "user_message_id", "reply_message_id", "request_id")
+        rest = ("request_digest", "attempt", "model")
+        values = {name: getattr(generation, name) for name in (*names, *rest)}
+        statement = generations.insert().values(
+            values | {"owner": self._generations.owner, "lease_expire_time": self._generations.lease_expire_time}
+        )
+        return (await connection.execute(statement.returning(generations.c.create_time))).scalar_one()
+
+
+_CLEAN_REPLY: Final[dict[str, Any]] = {
+    "text": "",
+    "status": "generating",
+    "incomplete_reason": None,
+    "input_tokens": None,
+    "cached_tokens": None,
+    "output_tokens": None,
+    "reasoning_tokens": None,
+    "time_to_first_token_ms": None,
+    "processing_time_ms": None,
+}
+
+
+def _busy(draft: TurnDraft) -> Aborted:
+    return Aborted(
+        "Another turn of this conversation is being answered. Wait for its end.",
+        reasons.ERROR_REASON_CONVERSATION_BUSY,
+        metadata={"conversation_id": draft.conversation_id or ""},
+        retry_delay_seconds=1,
+    )
+
+
+async def _latest_attempt(connection: AsyncConnection, draft: TurnDraft) -> Turn | None:
+    if draft.request_id is None:
+        return None
+    statement = (
+        TURN.where(generations.c.user_id == draft.user_id, generations.c.request_id == draft.request_id)
+        .order_by(generations.c.attempt.desc())
+        .limit(1)
+    )
+    row = (await connection.execute(statement)).mappings().one_or_none()
+    return None if row is None else turn_of(row)
+
+
+async def _is_latest(connection: AsyncConnection, reply: Message) -> bool:
+    """Whether no later turn follows the reply. Locks the conversation, so that it stays so."""
+    statement = (
+        sa.select(conversations.c.message_count)
+        .where(conversations.c.id == reply.conversation_id)
+        .with_for_update(key_share=True)
+    )
+    return (await connection.execute(statement)).scalar_one_or_none() == reply.sequence
+
+
+async def _open_conversation(connection: AsyncConnection, draft: TurnDraft) -> Mapping[str, Any]:
+    """The turn's conversation with room for its messages, locked: created, or found by its id."""
+    table, count = conversations.c, len(draft.said) + 1
+    title = title_of(next((text for role, text in draft.said if role == "user"), ""))
+    if draft.conversation_id is None:
+        statement: Any = conversations.insert().values(
+            id=new_id(), user_id=draft.user_id, title=title, message_count=count, last_message_time=sa.func.now()
+        )
+    else:
+        statement = (
+            conversations.update()
+            .where(table.id == draft.conversation_id, table.user_id == draft.user_id)
+            .values(
+                message_count=table.message_count + count,
+                last_message_time=sa.func.now(),
+                update_time=sa.func.now(),
+                title=sa.case((sa.or_(table.is_titled_by_user, table.title != ""), table.title), else_=title),
+            )
+        )
+    returned = (table.id, table.message_count, table.rewritten_sequence, table.rewritten_revision)
+    row = (await connection.execute(statement.returning(*returned, sa.func.now().label("now")))).mappings().one_or_none()
+    if row is None:
+        raise conversation_not_found(draft.conversation_id or "")
+    return dict(row)
+
+
+def _values(message: Message, user_id: str) -> dict[str, Any]:
+    names = ("id", "conversation_id", "sequence", "role", "text", "status", "model", "generation_id", "metadata")
+    return {name: getattr(message, name) for name in names} | {"user_id": user_id}

@@ -1,0 +1,173 @@
+"""Every statement about conversations and the reading of their messages.
+
+Owns the lists and their keys. Invariants: a list is one statement whatever its length; what is another user's is not
+there; a deletion takes everything with it and defers the job that makes memory forget, in the same transaction.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+
+from services.chat.records import Conversation, Message
+from services.chat.rows import CONVERSATION_COLUMNS, conversation_of, message_of
+from services.chat.schema import conversations, generations, messages
+from services.chat.store import conversation_not_found, request_id_reused
+from services.chat.store_generations import FORGET_CONVERSATION
+from services.runtime.database import Database
+from services.runtime.jobs import Jobs
+
+FULL_MESSAGES: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What a deletion took: how many messages, and the generations that were running."""
+
+    message_count: int
+    running_generation_ids: Sequence[str]
+
+
+class ConversationStore:
+    """The conversations in the database. Every method is confined to one user and is one transaction."""
+
+    def __init__(self, database: Database, jobs: Jobs) -> None:
+        self._database = database
+        self._jobs = jobs
+
+    async def create_conversation(
+        self, *, user_id: str, title: str, request_id: str | None, request_digest: bytes
+    ) -> Conversation:
+        """Creates an empty conversation, or returns the one that the request id created before.
+
+        Raises AlreadyExists (REQUEST_ID_REUSED) when the id named another request.
+        """
+        values = {"user_id": user_id, "title": title, "is_titled_by_user": bool(title)}
+        if request_id is not None:
+            values |= {"request_id": request_id, "request_digest": request_digest}
+        created = (
+            insert(conversations)
+            .values(values)
+            .on_conflict_do_nothing(index_elements=["user_id", "request_id"], index_where=sa.text("request_id is not null"))
+            .returning(*CONVERSATION_COLUMNS)
+        )
+        async with self._database.transaction(user_id=user_id) as connection:
+            row = (await connection.execute(created)).mappings().one_or_none()
+            if row is None:
+                again = sa.select(*CONVERSATION_COLUMNS, conversations.c.request_digest).where(
+                    conversations.c.user_id == user_id, conversations.c.request_id == request_id
+                )
+                row = (await connection.execute(again)).mappings().one()
+                if row["request_digest"] != request_digest:
+                    raise request_id_reused(request_id or "")
+        return conversation_of(row)
+
+    async def list_conversations(
+        self, *, user_id: str, limit: int, after: tuple[dt.datetime, str] | None
+    ) -> list[Conversation]:
+        """The conversations after a key, the one with the latest message first."""
+        table = conversations.c
+        statement = (
+            sa.select(*CONVERSATION_COLUMNS)
+            .where(table.user_id == user_id)
+            .order_by(table.latest_time.desc(), table.id.desc())
+            .limit(limit)
+        )
+        if after is not None:
+            key = sa.tuple_(sa.literal(after[0], table.latest_time.type), sa.literal(after[1], table.id.type))
+            statement = statement.where(sa.tuple_(table.latest_time, table.id) < key)
+        async with self._database.transaction(user_id=user_id) as connection:
+            return [conversation_of(row) for row in (await connection.execute(statement)).mappings()]
+
+    async def read_conversation(self, conversation_id: str, *, user_id: str) -> Conversation:
+        """One conversation. Raises NotFound."""
+        statement = sa.select(*CONVERSATION_COLUMNS).where(
+            conversations.c.id == conversation_id, conversations.c.user_id == user_id
+        )
+        return await self._one(statement, conversation_id, user_id)
+
+    async def rename_conversation(self, conversation_id: str, *, user_id: str, title: str) -> Conversation:
+        """Gives a conversation the user's own title, which nothing replaces later. Idempotent. Raises NotFound."""
+        statement = (
+            conversations.update()
+            .where(conversations.c.id == conversation_id, conversations.c.user_id == user_id)
+            .values(title=title, is_titled_by_user=True, update_time=sa.func.now())
+            .returning(*CONVERSATION_COLUMNS)
+        )
+        return await self._one(statement, conversation_id, user_id)
+
+    async def _one(
+        self, statement: sa.Select[tuple[object, ...]] | sa.sql.dml.ReturningUpdate[tuple[object, ...]],
+        conversation_id: str, user_id: str,
+    ) -> Conversation:  # fmt: skip
+        async with self._database.transaction(user_id=user_id) as connection:
+            row = (await connection.execute(statement)).mappings().one_or_none()
+        if row is None:
+            raise conversation_not_found(conversation_id)
+        return conversation_of(row)
+
+    async def delete_conversation(self, conversation_id: str, *, user_id: str) -> Deleted:
+        """Deletes a conversation with everything in it and defers its forgetting by memory. Raises NotFound."""
+        lock = (
+            sa.select(conversations.c.message_count)
+            .where(conversations.c.id == conversation_id, conversations.c.user_id == user_id)
+            .with_for_update()
+        )
+        running = sa.select(generations.c.id).where(
+            generations.c.conversation_id == conversation_id, generations.c.status == "running"
+        )
+        async with self._database.transaction(user_id=user_id) as connection:
+            count = (await connection.execute(lock)).scalar_one_or_none()
+            if count is None:
+                raise conversation_not_found(conversation_id)
+            generation_ids = list((await connection.execute(running)).scalars())
+            await connection.execute(conversations.delete().where(conversations.c.id == conversation_id))
+            await self._jobs.defer(connection, FORGET_CONVERSATION, conversation_id=conversation_id, user_id=user_id)
+        return Deleted(count, generation_ids)
+
+    async def list_messages(self, conversation_id: str, *, user_id: str, limit: int, after_sequence: int) -> list[Message]:
+        """The messages after a sequence, in their order. Raises NotFound."""
+        page = (
+            sa.select(*messages.c)
+            .where(messages.c.conversation_id == conversation_id, messages.c.sequence > after_sequence)
+            .order_by(messages.c.sequence)
+            .limit(limit)
+            .subquery()
+        )
+        # One statement tells an empty conversation from none.
+        statement = (
+            sa.select(*page.c)
+            .select_from(conversations.outerjoin(page, sa.true()))
+            .where(conversations.c.id == conversation_id, conversations.c.user_id == user_id)
+            .order_by(page.c.sequence)
+        )
+        async with self._database.transaction(user_id=user_id) as connection:
+            rows = (await connection.execute(statement)).mappings().all()
+        if not rows:
+            raise conversation_not_found(conversation_id)
+        return [message_of(row) for row in rows if row["id"] is not None]
+
+    async def read_full_conversation(
+        self, conversation_id: str, *, user_id: str
+    ) -> tuple[Conversation, list[Message], bool]:
+        """A conversation, its latest messages in their order, and whether there are earlier ones. Raises NotFound."""
+        one = sa.select(*CONVERSATION_COLUMNS).where(
+            conversations.c.id == conversation_id, conversations.c.user_id == user_id
+        )
+        latest = (
+            sa.select(*messages.c)
+            .where(messages.c.conversation_id == conversation_id)
+            .order_by(messages.c.sequence.desc())
+            .limit(FULL_MESSAGES + 1)
+        )
+        async with self._database.transaction(user_id=user_id) as connection:
+            row = (await connection.execute(one)).mappings().one_or_none()
+            if row is None:
+                raise conversation_not_found(conversation_id)
+            found = [message_of(each) for each in (await connection.execute(latest)).mappings()]
+        return conversation_of(row), found[FULL_MESSAGES - 1 :: -1] if found else [], len(found) > FULL_MESSAGES

@@ -1,0 +1,106 @@
+"""Chat on real parts: migrated Postgres, the simulator on a socket, auth's and memory's stand-ins on gRPC servers."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+
+import pytest
+
+from services.chat.settings import ChatSettings
+from simulator.server import Running, running
+from suite.postgres import ServiceDatabase
+from tests.chat.peers import MemoryStandIn, running_auth, running_memory
+from tests.chat.service import ChatProcess, User, running_chat
+from tests.conftest import truncate
+from tests.issuer import Issuer
+
+Start = Callable[..., AbstractAsyncContextManager[ChatProcess]]
+
+
+@pytest.fixture(scope="session")
+async def auth_target(issuer: Issuer) -> AsyncIterator[str]:
+    async with running_auth(issuer) as target:
+        yield target
+
+
+@pytest.fixture(scope="session")
+async def session_memory() -> MemoryStandIn:
+    return MemoryStandIn()
+
+
+@pytest.fixture(scope="session")
+async def memory_target(session_memory: MemoryStandIn, issuer: Issuer) -> AsyncIterator[str]:
+    async with running_memory(session_memory, issuer) as target:
+        yield target
+
+
+@dataclass(frozen=True)
+class Peers:
+    auth_target: str
+    memory_target: str
+
+
+@pytest.fixture
+def peers(memory: MemoryStandIn, auth_target: str, memory_target: str) -> Peers:
+    """The services that chat calls; memory remembers nothing yet."""
+    assert memory.turns == {}
+    return Peers(auth_target, memory_target)
+
+
+@pytest.fixture
+def memory(session_memory: MemoryStandIn) -> MemoryStandIn:
+    session_memory.clear()
+    return session_memory
+
+
+@pytest.fixture(scope="session")
+async def session_simulator() -> AsyncIterator[Running]:
+    async with running() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+async def simulator(session_simulator: Running) -> AsyncIterator[Running]:
+    """The provider, without a past; whatever a test scripts must be used."""
+    await session_simulator.control.reset()
+    yield session_simulator
+    await session_simulator.control.release()
+    await session_simulator.control.verify_consumed()
+
+
+@pytest.fixture
+async def database(chat_database: ServiceDatabase) -> ServiceDatabase:
+    await truncate(chat_database)
+    return chat_database
+
+
+@pytest.fixture
+def start_chat(database: ServiceDatabase, simulator: Running, peers: Peers, issuer: Issuer) -> Start:
+    """Starts chat with the settings that it is called with; several at once are several processes' worth."""
+
+    def start(**changed: object) -> AbstractAsyncContextManager[ChatProcess]:
+        defaults: dict[str, object] = {
+            "listen_address": "127.0.0.1:0",
+            "metrics_address": "127.0.0.1:0",
+            "database_url": database.url,
+            "auth_target": peers.auth_target,
+            "memory_target": peers.memory_target,
+            "workload_credential_file": "unused",
+            "openai_api_key": "any",
+            "openai_base_url": simulator.base_url,
+            "openai_max_retries": 0,
+        }
+        return running_chat(ChatSettings.model_validate({**defaults, **changed}), issuer)
+
+    return start
+
+
+@pytest.fixture
+async def chat(start_chat: Start) -> AsyncIterator[ChatProcess]:
+    async with start_chat() as process:
+        yield process
+
+
+@pytest.fixture
+def user(chat: ChatProcess) -> User:
+    return chat.user()

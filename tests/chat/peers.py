@@ -1,0 +1,149 @@
+# ruff: noqa: ARG002 - the signatures are the contract's
+"""The services that chat talks to, as stand-ins on real gRPC servers: auth's tokens, and a memory that remembers."""
+
+import asyncio
+import base64
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from google.protobuf import duration_pb2
+
+from parley.auth.v1 import auth_pb2, auth_pb2_grpc
+from parley.memory.v1 import memory_pb2, memory_pb2_grpc
+from parley.type.v1 import error_reason_pb2 as reasons
+from services.runtime.calls import current_caller
+from services.runtime.errors import Unavailable
+from services.runtime.server import GrpcServer, Mount
+from tests.issuer import Issuer
+
+Context = grpc.aio.ServicerContext[Any, Any]
+LIFETIME = duration_pb2.Duration(seconds=300)
+WORKLOADS = {"chat": "the-credential-of-chat"}
+
+
+class TokensStandIn(auth_pb2_grpc.TokenServiceServicer):
+    """Service tokens and the feed of ended sessions, with the key of the tests' issuer."""
+
+    def __init__(self, issuer: Issuer) -> None:
+        self._issuer = issuer
+
+    async def IssueServiceToken(
+        self, request: auth_pb2.IssueServiceTokenRequest, context: Context
+    ) -> auth_pb2.IssueServiceTokenResponse:
+        assert request.credential == WORKLOADS[request.workload]
+        token = self._issuer.service_token(request.workload, audience=request.audience)
+        return auth_pb2.IssueServiceTokenResponse(token=token, lifetime=LIFETIME)
+
+    async def ExchangeForUser(
+        self, request: auth_pb2.ExchangeForUserRequest, context: Context
+    ) -> auth_pb2.ExchangeForUserResponse:
+        uuid.UUID(request.user_id)
+        token = self._issuer.on_behalf_token(request.user_id, service="chat", audience=request.audience)
+        return auth_pb2.ExchangeForUserResponse(token=token, lifetime=LIFETIME)
+
+    async def WatchEndedSessions(
+        self, request: auth_pb2.WatchEndedSessionsRequest, context: Context
+    ) -> AsyncIterator[auth_pb2.WatchEndedSessionsResponse]:
+        while True:
+            yield auth_pb2.WatchEndedSessionsResponse(session_ids=sorted(self._issuer.ended))
+            await asyncio.sleep(0.5)
+
+
+def _keys_handler(issuer: Issuer) -> grpc.GenericRpcHandler:
+    """The one method of AuthService that services call."""
+
+    async def get_jwks(_request: auth_pb2.GetJwksRequest, _context: Context) -> auth_pb2.GetJwksResponse:
+        x = base64.urlsafe_b64encode(issuer.key.public_key().public_bytes_raw()).decode().rstrip("=")
+        key = auth_pb2.JsonWebKey(kty="OKP", crv="Ed25519", x=x, kid=issuer.key_id, alg="EdDSA", use="sig")
+        return auth_pb2.GetJwksResponse(keys=[key])
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        get_jwks, auth_pb2.GetJwksRequest.FromString, auth_pb2.GetJwksResponse.SerializeToString
+    )
+    return grpc.method_handlers_generic_handler("parley.auth.v1.AuthService", {"GetJwks": handler})
+
+
+@asynccontextmanager
+async def running_auth(issuer: Issuer) -> AsyncIterator[str]:
+    """Auth's stand-in; yields its target. Callers are not checked: what it gives is good for tests only."""
+    server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+    auth_pb2_grpc.add_TokenServiceServicer_to_server(TokensStandIn(issuer), server)
+    server.add_generic_rpc_handlers((_keys_handler(issuer),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"ipv4:127.0.0.1:{port}"
+    await server.stop(0)
+
+
+@dataclass
+class MemoryStandIn(memory_pb2_grpc.MemoryServiceServicer):
+    """A memory that remembers what it is told, and can be slow, away, or behind."""
+
+    turns: dict[str, dict[int, memory_pb2.ContextMessage]] = field(default_factory=dict)
+    users: dict[str, str] = field(default_factory=dict)
+    forgotten: set[str] = field(default_factory=set)
+    asked: list[str] = field(default_factory=list)
+    is_away: bool = False
+    delay_seconds: float = 0.0
+    refuses_turns: bool = False
+
+    def clear(self) -> None:
+        for known in (self.turns, self.users, self.forgotten, self.asked):
+            known.clear()
+        self.is_away = self.refuses_turns = False
+        self.delay_seconds = 0.0
+
+    async def _answer(self) -> None:
+        await asyncio.sleep(self.delay_seconds)
+        if self.is_away:
+            raise Unavailable("Away.", reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE, metadata={"dependency": "test"})
+
+    async def AssembleContext(
+        self, request: memory_pb2.AssembleContextRequest, context: Context
+    ) -> memory_pb2.AssembleContextResponse:
+        self.asked.append(request.conversation_id)
+        await self._answer()
+        assert current_caller().service == "chat"
+        known = self.turns.get(request.conversation_id, {})
+        messages = [known[sequence] for sequence in sorted(known) if known[sequence].text]
+        last = 0
+        while last + 1 in known:
+            last += 1
+        return memory_pb2.AssembleContextResponse(messages=messages, last_sequence=last)
+
+    async def RecordTurn(self, request: memory_pb2.RecordTurnRequest, context: Context) -> memory_pb2.RecordTurnResponse:
+        await self._answer()
+        if self.refuses_turns:
+            raise Unavailable("Not now.", reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE, metadata={"dependency": "test"})
+        caller = current_caller()
+        assert caller.service == "chat"
+        self.users[request.conversation_id] = str(caller.user_id)
+        known = self.turns.setdefault(request.conversation_id, {})
+        for message in request.messages:
+            old = known.get(message.sequence)
+            if old is None or old.revision <= message.revision:
+                known[message.sequence] = message
+        return memory_pb2.RecordTurnResponse(last_sequence=max(known))
+
+    async def InvalidateContext(
+        self, request: memory_pb2.InvalidateContextRequest, context: Context
+    ) -> memory_pb2.InvalidateContextResponse:
+        await self._answer()
+        self.forgotten.add(request.conversation_id)
+        gone = self.turns.pop(request.conversation_id, {})
+        return memory_pb2.InvalidateContextResponse(forgotten_messages=len(gone))
+
+
+@asynccontextmanager
+async def running_memory(memory: MemoryStandIn, issuer: Issuer) -> AsyncIterator[str]:
+    """Memory's stand-in behind the real interceptors; yields its target."""
+    service = memory_pb2.DESCRIPTOR.services_by_name["MemoryService"]
+    mount = Mount(memory_pb2_grpc.add_MemoryServiceServicer_to_server, memory, service)
+    server = GrpcServer(address="127.0.0.1:0", mounts=[mount], verifier=issuer.verifier("memory"))
+    port = await server.start()
+    yield f"ipv4:127.0.0.1:{port}"
+    await server.stop(wait_seconds=0, drain_seconds=0)
