@@ -48,9 +48,7 @@ def make_database(postgres: EmbeddedPostgres) -> Callable[[str], Awaitable[Servi
 
     async def make(service: str) -> ServiceDatabase:
         database = await prepare_database(postgres.admin_url, name=f"parley_{service}", passwords="not-a-secret")
-        await asyncio.to_thread(
-            migrate, f"services.{service}", database.migration_url, service_role=database.service_role
-        )
+        await asyncio.to_thread(migrate, f"services.{service}", database.migration_url, service_role=database.service_role)
         return database
 
     return make

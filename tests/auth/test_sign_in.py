@@ -131,7 +131,7 @@ async def test_sign_ins_beyond_the_queue_are_refused_with_a_retry_delay(start_au
     assert len(errors) == 10
     busy = [error for error in errors if isinstance(error, Unavailable)]
     assert busy
-    assert busy[0].retry_delay_seconds == 1
+    assert (busy[0].reason, busy[0].retry_delay_seconds) == (reasons.ERROR_REASON_SERVICE_BUSY, 1)
     assert [error for error in errors if error.reason == reasons.ERROR_REASON_CREDENTIALS_WRONG]
 
 
