@@ -170,7 +170,9 @@ class Plan:
         workers = self.environment.get("EDGE_CONCURRENCY", str(min(os.cpu_count() or 1, 4)))
         return (
             *(found, "-c", str(self.folder.edge / "envoy.yaml")),
-            *("--disable-hot-restart", "--concurrency", workers, "--log-level", "warning"),
+            # Its first look for the keys comes before its own listener for them is up; the next one finds it.
+            *("--log-level", "warning", "--component-log-level", "jwt:error"),
+            *("--disable-hot-restart", "--concurrency", workers, "--file-flush-interval-msec", "1000"),
             *("--drain-time-s", str(max(1, round(self.drain_seconds))), "--drain-strategy", "immediate"),
         )
 

@@ -1,0 +1,35 @@
+"""The README's commands, run as they stand there."""
+
+import asyncio
+import re
+from asyncio.subprocess import PIPE, STDOUT
+from pathlib import Path
+
+from tests.e2e.harness import Suite
+from tests.suite_process import ROOT
+
+EDGE = "http://127.0.0.1:8080"
+PAPERS = ("README.md", "CONTRIBUTING.md", "AGENTS.md", "docs/decisions.md")
+
+
+def first_words(readme: Path) -> str:
+    """The block of commands that holds a conversation."""
+    blocks = re.findall(r"```sh\n(.*?)```", readme.read_text(), re.DOTALL)
+    return next(block for block in blocks if block.startswith(f"EDGE={EDGE}"))
+
+
+async def test_the_first_words_hold_a_conversation(suite: Suite) -> None:
+    script = first_words(ROOT / "README.md").replace(EDGE, suite.url)
+    shell = await asyncio.create_subprocess_exec("bash", "-euo", "pipefail", "-c", script, stdout=PIPE, stderr=STDOUT)
+    said = (await asyncio.wait_for(shell.communicate(), 60))[0].decode()
+    assert shell.returncode == 0, said
+    assert '"completed":{' in said
+    assert "Your name is Ana." in said
+    assert '"message_count":4' in said
+    assert said.endswith('{"deleted_messages":4}')
+
+
+def test_make_names_every_target_that_the_papers_name() -> None:
+    told = set(re.findall(r"(?:^ *|`|&& )make ([a-z][a-z-]+)", "".join((ROOT / name).read_text() for name in PAPERS), re.M))
+    known = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert told <= known
