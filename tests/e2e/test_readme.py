@@ -30,6 +30,8 @@ async def test_the_first_words_hold_a_conversation(suite: Suite) -> None:
 
 
 def test_make_names_every_target_that_the_papers_name() -> None:
-    told = set(re.findall(r"(?:^ *|`|&& )make ([a-z][a-z-]+)", "".join((ROOT / name).read_text() for name in PAPERS), re.M))
+    told = set(
+        re.findall(r"(?:^ *|`|&& )make ([a-z][a-z-]+)", "".join((ROOT / name).read_text() for name in PAPERS), re.MULTILINE)
+    )
     known = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert told <= known
