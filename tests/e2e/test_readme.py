@@ -14,7 +14,7 @@ PAPERS = ("README.md", "CONTRIBUTING.md", "AGENTS.md", "docs/decisions.md")
 
 def first_words(readme: Path) -> str:
     """The block of commands that holds a conversation."""
-    blocks = re.findall(r"```sh\n(.*?)```", readme.read_text(), re.DOTALL)
+    blocks: list[str] = re.findall(r"```sh\n(.*?)```", readme.read_text(), re.DOTALL)
     return next(block for block in blocks if block.startswith(f"EDGE={EDGE}"))
 
 
@@ -30,8 +30,7 @@ async def test_the_first_words_hold_a_conversation(suite: Suite) -> None:
 
 
 def test_make_names_every_target_that_the_papers_name() -> None:
-    told = set(
-        re.findall(r"(?:^ *|`|&& )make ([a-z][a-z-]+)", "".join((ROOT / name).read_text() for name in PAPERS), re.MULTILINE)
-    )
+    papers = "".join((ROOT / name).read_text() for name in PAPERS)
+    told = set(re.findall(r"(?:^ *|`|&& )make ([a-z][a-z-]+)", papers, re.MULTILINE))
     known = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert told <= known
