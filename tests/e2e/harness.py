@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from psycopg.conninfo import make_conninfo
 
 from tests.suite_process import ROOT, start_command, suite_environment
 
@@ -51,6 +52,10 @@ class Suite:
             if line.startswith(READY):
                 self._ready.set()
 
+    @property
+    def data(self) -> Path:
+        return Path(self.environment["PARLEY_DATA"])
+
     def port(self, name: str) -> int:
         return int(self.environment[f"PARLEY_{name}_PORT"])
 
@@ -69,6 +74,13 @@ def environment(data: Path, **more: str) -> dict[str, str]:
     hashes = {"ARGON2_TIME_COST": "1", "ARGON2_MEMORY_KIB": "1024", "ARGON2_PARALLELISM": "1"}
     stop = {"DRAIN_SECONDS": "2", "DRAIN_WAIT_SECONDS": "0.1"}
     return suite_environment(data, **{**simulator, **provider, **hashes, **stop, **more})
+
+
+def database_of(data: Path, service: str) -> str:
+    """Where a service's database of an embedded suite is, for its superuser."""
+    password = (data / "postgres" / "admin-password").read_text().strip()
+    socket = (data / "postgres" / "postgres.socket").resolve()
+    return make_conninfo(host=str(socket), user="postgres", password=password, dbname=f"parley_{service}")
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
 from redis.asyncio import Redis
 
-from tests.e2e.harness import Client, Suite, environment, text_of
+from tests.e2e.harness import Client, Suite, database_of, environment, text_of
 
 CANARY = "Xylotheque-7731"
 SERVICES = ("auth", "chat", "memory")
@@ -58,10 +57,7 @@ async def _holders(data: Path) -> set[str]:
 
 
 async def _database_holds(data: Path, service: str) -> bool:
-    password = (data / "postgres" / "admin-password").read_text().strip()
-    socket = (data / "postgres" / "postgres.socket").resolve()
-    where = make_conninfo(host=str(socket), user="postgres", password=password, dbname=f"parley_{service}")
-    async with await psycopg.AsyncConnection.connect(where) as connection:
+    async with await psycopg.AsyncConnection.connect(database_of(data, service)) as connection:
         cursor = await connection.execute(
             "select oid::regclass::text from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace"
         )

@@ -5,9 +5,13 @@ import json
 import uuid
 
 import httpx2
+import jwt
+import psycopg
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tests.e2e.harness import PASSWORD, Client, reason_of
+from tests.e2e.harness import PASSWORD, Client, Suite, database_of, reason_of
 
 STREAM = "/api/v1/chat/stream"
 UNARY = "/api/v1/chat/completions"
@@ -30,6 +34,26 @@ async def test_no_token(client: Client, path: str) -> None:
 async def test_a_token_that_is_none(client: Client, path: str, token: str) -> None:
     status, reason = await client.refusal("POST", path, headers={"authorization": f"Bearer {token}"}, message="hi")
     assert (status, reason) in [(401, "TOKEN_INVALID"), (401, "IDENTITY_MISSING")]
+
+
+async def test_a_token_that_has_expired(client: Client, suite: Suite) -> None:
+    token = await _expired(suite, client.tokens["access_token"])
+    for path in (STREAM, UNARY):
+        refused = await client.refusal("POST", path, headers={"authorization": f"Bearer {token}"}, message="hi")
+        assert refused == (401, "TOKEN_EXPIRED")
+
+
+async def _expired(suite: Suite, token: str) -> str:
+    """The same token, signed by auth's own key, from an hour ago."""
+    header, claims = jwt.get_unverified_header(token), jwt.decode(token, options={"verify_signature": False})
+    async with await psycopg.AsyncConnection.connect(database_of(suite.data, "auth")) as connection:
+        query = "select private_key from signing_keys where kid = %s"
+        row = await (await connection.execute(query, (header["kid"],))).fetchone()
+    assert row is not None
+    key = serialization.load_der_private_key(row[0], password=None)
+    assert isinstance(key, Ed25519PrivateKey)
+    old = {**claims, "iat": claims["iat"] - 3600, "exp": claims["exp"] - 3600}
+    return jwt.encode(old, key, algorithm="EdDSA", headers={"kid": header["kid"]})
 
 
 async def test_a_logged_out_token_is_refused_by_every_service_within_a_second(client: Client) -> None:
