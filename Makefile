@@ -48,7 +48,7 @@ fmt: .venv/dev ## Format, and mend what can be mended by itself
 	$(BIN)/ruff format .
 
 migration: .venv/dev ## A new migration: make migration SERVICE=chat NAME=tasks
-	$(BIN)/python -m services.runtime.new_revision $(SERVICE) $(NAME)
+	$(BIN)/python -m services.runtime.new_revision "$(SERVICE)" "$(NAME)"
 
 lock: .venv/dev ## Resolve the lock files anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
@@ -63,13 +63,16 @@ clean: ## Remove the virtual environment and caches; your data in .parley stays
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Parley needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 run"; exit 1; }
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv && $(BIN)/python -m pip --version >/dev/null 2>&1 \
+	  || { rm -rf .venv; echo "$(PYTHON) cannot make a virtual environment with pip: install its venv package (python3-venv)"; exit 1; }
 
 .venv/run: requirements.lock pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "Installing what running needs into .venv; this takes a minute the first time."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 .venv/dev: requirements-dev.lock .venv/run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	@echo "Installing what developing needs into .venv."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
 	@touch $@

@@ -26,7 +26,7 @@ async def test_the_first_words_hold_a_conversation(suite: Suite) -> None:
     assert '"completed":{' in said
     assert "Your name is Ana." in said
     assert '"message_count":4' in said
-    assert said.endswith('{"deleted_messages":4}')
+    assert said.endswith('{"deleted_messages":4}\n')
 
 
 def test_make_names_every_target_that_the_papers_name() -> None:
