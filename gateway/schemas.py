@@ -89,7 +89,8 @@ class Schemas:
         if self._is_map(field):
             value = self._messages[field.type_name.removeprefix(".")].field[1]
             values = {**self._single(value, is_answer=is_answer), **_of_value(rule)}
-            schema: Schema = {"type": "object", "additionalProperties": values, **_of_count(rule, "Properties")}
+            schema: Schema = {"type": "object", **_of_keys(rule), "additionalProperties": values}
+            schema |= _of_count(rule, "Properties")
         elif field.label == _F.LABEL_REPEATED:
             schema = {"type": "array", "items": {**single, **_of_value(rule)}, **_of_count(rule, "Items")}
         else:
@@ -143,6 +144,10 @@ def _of_value(rule: options_pb2.FieldRules) -> Schema:
     if rule.HasField("at_most"):
         schema["maximum"] = _number(rule.at_most)
     return schema
+
+
+def _of_keys(rule: options_pb2.FieldRules) -> Schema:
+    return {"propertyNames": {"minLength": 1, "maxLength": rule.max_key_length}} if rule.max_key_length else {}
 
 
 def _of_count(rule: options_pb2.FieldRules, kind: str) -> Schema:

@@ -1,7 +1,5 @@
 """`python -m simulator`: one simulator as a process, until SIGTERM or SIGINT."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

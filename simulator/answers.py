@@ -5,8 +5,6 @@ answer on the wire). An answer is an ordered tuple of these items; every text is
 its deltas.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 

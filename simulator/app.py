@@ -4,8 +4,6 @@ Owns authentication, bodies, and which part answers what. Invariant: every refus
 error shape. State between requests: the stored responses, the script and the journal; the rules see none of it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator

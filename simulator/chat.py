@@ -4,8 +4,6 @@ Owns the choreography of a completion as OpenAI emits it: role, content or tool 
 for, `[DONE]`. A stop that is no length limit ends the stream with an error object, as OpenAI's does.
 """
 
-from __future__ import annotations
-
 import time
 import uuid
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Owns the calls of /_control as typed methods. `verify_consumed` is the promise t
 nobody asked for, or a request that an exhaustive script did not foresee, fails the test.
 """
 
-from __future__ import annotations
-
 import asyncio
 from types import TracebackType
 from typing import Any, Self

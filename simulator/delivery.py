@@ -4,8 +4,6 @@ Owns the precedence between them (script, then the `x-simulator` header, then th
 and the turning of a status fault into a refusal.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from simulator.answers import Answer

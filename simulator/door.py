@@ -4,8 +4,6 @@ Owns its routes and their shapes (see the package's documentation). Anybody who 
 default.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from pydantic import ValidationError

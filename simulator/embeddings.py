@@ -4,8 +4,6 @@ Owns the mapping from a text to a unit vector: a signed hash of its words, word 
 counting little. It is no language model: synonyms are as far apart as any two words.
 """
 
-from __future__ import annotations
-
 import base64
 import math
 import re

@@ -4,8 +4,6 @@ Owns the one error body ({"error": {message, type, param, code}}) and how a fail
 refuses to carry anything but what a client may read.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydantic import ValidationError

@@ -5,8 +5,6 @@ reader and never the run behind it. Invariant: frames are neither dropped nor re
 leaves in one write.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Owns item ids and the order of events within an item. Invariant: an item appears
 `added` event on and is final with its `done` event; the token limit is never passed.
 """
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass

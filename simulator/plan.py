@@ -4,10 +4,8 @@ Owns the vocabulary of pace and faults and the grammar of model names (see the p
 changes what is said, except `sim-<tokens>-…`, which replaces the reply by numbered tokens.
 """
 
-from __future__ import annotations
-
 import re
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 from openai.types.responses import ResponseError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -51,7 +49,7 @@ class Fault(BaseModel):
     code: str | None = None
 
     @model_validator(mode="after")
-    def _fields_fit_the_kind(self) -> Fault:
+    def _fields_fit_the_kind(self) -> Self:
         given = self.model_fields_set & {"status", "retry_after_seconds", "headers"}
         if given and self.kind != "status":
             raise ValueError(f"{sorted(given)} only go with kind 'status'")

@@ -4,8 +4,6 @@ Owns the reading of input items, as strict as OpenAI's: a function call without 
 message without a role are refused. It refuses to look anywhere but into the request: nothing is remembered between two.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property

@@ -4,8 +4,6 @@ Owns when they run (a rule on the user's words), what they find, and how the rep
 process: no page is fetched, no server called, and of code only plain arithmetic is computed.
 """
 
-from __future__ import annotations
-
 import ast
 import operator
 import re

@@ -5,8 +5,6 @@ the server), and how it ended is told to the one who asked for it. A broken conn
 body is complete: uvicorn then closes the socket after what was written has left.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 import uuid

@@ -4,9 +4,7 @@ Owns which parameters exist and what each may hold, as strictly as OpenAI: an un
 out of range is a 400 that names it. Parameters that change nothing here (user, prompt_cache_key …) are accepted and echoed.
 """
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import orjson
 from openai.types.responses import ResponseIncludable, Tool
@@ -71,7 +69,7 @@ class TextFormat(_Body):
     strict: bool | None = None
 
     @model_validator(mode="after")
-    def _schema_belongs_to_its_type(self) -> TextFormat:
+    def _schema_belongs_to_its_type(self) -> Self:
         if self.type != "json_schema" and len(self.model_fields_set) > 1:
             raise ValueError("only the type 'json_schema' has a name, a schema, a description and strict")
         return self

@@ -5,8 +5,6 @@ Invariant: sequence numbers start at 0 without holes, an item's id never changes
 final text, and a run has at most one terminal event.
 """
 
-from __future__ import annotations
-
 import time
 import uuid
 from collections.abc import Iterator, Sequence

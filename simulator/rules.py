@@ -5,8 +5,6 @@ person can see what the model received: it repeats the last message, counts the 
 It refuses to know anything that is not in the prompt.
 """
 
-from __future__ import annotations
-
 import re
 
 import orjson

@@ -5,11 +5,9 @@ Invariant: a scripted answer is consumed by the request it served and by nothing
 exhaustive script did not foresee, can be asked for.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -72,7 +70,7 @@ class ScriptedAnswer(_Shape):
     hold_after_tokens: int | None = Field(default=None, ge=0, le=MAX_TOKENS)
 
     @model_validator(mode="after")
-    def _text_comes_once(self) -> ScriptedAnswer:
+    def _text_comes_once(self) -> Self:
         if self.text is not None and self.deltas is not None:
             raise ValueError("give `text` or `deltas`, not both")
         if self.citations and self.text is None and self.deltas is None:

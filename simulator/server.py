@@ -4,8 +4,6 @@ Owns the listening socket and the order of shutting down: no new connections, ev
 runs stopped, within a second and whatever is streaming.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

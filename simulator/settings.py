@@ -3,8 +3,6 @@
 Owns their names, defaults and bounds. Command line over environment over default.
 """
 
-from __future__ import annotations
-
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 

@@ -4,8 +4,6 @@ Owns stored responses and the tasks of background ones. Invariant: at most `limi
 going first, none older than `ttl_seconds`; an evicted or deleted background run is stopped; a reader never changes a run.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections import OrderedDict

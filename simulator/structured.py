@@ -5,8 +5,6 @@ one the schema allows. The same prompt and schema always give the same object. B
 `MAX_VALUES` values a schema is refused.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Any

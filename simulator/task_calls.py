@@ -5,8 +5,6 @@ functions offered in `tools` (add_task, list_tasks, complete_task, update_task, 
 results. Where a function needs a task's id, the list is asked for first and the id taken from its output.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

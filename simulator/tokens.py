@@ -5,8 +5,6 @@ space is a token of its own. Concatenating the tokens gives the text back exactl
 counts are of the right order (English: about 1.2 tokens a word) and the same on every run.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

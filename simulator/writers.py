@@ -4,8 +4,6 @@ Owns what each transport fault means where nothing is streamed: `cut` sends half
 no JSON, `end` an empty one, `stall` nothing for ever.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator

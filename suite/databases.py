@@ -1,4 +1,8 @@
-"""A database per service with its two roles, on the embedded server or on one that was given."""
+"""A database per service with its two roles, on the embedded server or on one that was given.
+
+Invariant: a service connects as a role that is no superuser, cannot bypass row-level security and owns nothing; a second
+role owns the database and is used by migrations only.
+"""
 
 from collections.abc import Mapping
 from contextlib import suppress

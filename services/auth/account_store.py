@@ -15,7 +15,7 @@ from parley.type.v1 import error_reason_pb2 as reasons
 from services.auth.records import Account, Credentials, NewSession, StartedSession
 from services.auth.schema import sessions, users
 from services.auth.statements import ACCOUNT, OPEN, bound_ending, end_sessions, start_session, to_account
-from services.runtime.database import Database
+from services.runtime.database import Database, violated_constraint
 from services.runtime.errors import AlreadyExists
 
 
@@ -114,7 +114,7 @@ class AccountStore:
 
 
 def _taken(error: IntegrityError, username: str, email: str) -> Exception:
-    constraint = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
+    constraint = violated_constraint(error)
     if constraint == "users_username_key":
         return _username_taken(username)
     if constraint == "users_email_key":

@@ -15,7 +15,8 @@ import structlog
 
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.auth.session_store import SessionStore
-from services.auth.statements import ENDING_SECONDS, DatabaseFailure
+from services.auth.statements import ENDING_SECONDS
+from services.runtime.database import DATABASE_FAILURES
 from services.runtime.errors import ResourceExhausted, ServiceError, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -99,7 +100,7 @@ class EndedSessions:
             await asyncio.sleep(POLL_SECONDS)
             try:
                 await self.poll()
-            except DatabaseFailure as error:
+            except DATABASE_FAILURES as error:
                 if not was_lost:
                     log.warning("auth.ended_sessions_poll_failed", error=type(error).__name__)
                 was_lost = True

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.auth.records import StoredKey
 from services.auth.schema import signing_keys
-from services.runtime.database import Database
+from services.runtime.database import Database, interval
 
 _LOCK = text("select pg_advisory_xact_lock(hashtext('auth signing keys'))")
 
@@ -55,7 +55,7 @@ class KeyStore:
             if not (await connection.execute(select(_next_is_due(plan)))).scalar_one():
                 return False
             newest = select(func.max(signing_keys.c.activate_time)).scalar_subquery()
-            next_time = func.greatest(newest + _seconds(plan.signing_seconds), func.now() + _seconds(plan.ahead_seconds))
+            next_time = func.greatest(newest + interval(plan.signing_seconds), func.now() + interval(plan.ahead_seconds))
             activate = case((newest.is_(None), func.now()), else_=next_time)
             values = {"kid": kid, "private_key": private_key, "activate_time": activate}
             await connection.execute(insert(signing_keys).values(values))
@@ -68,19 +68,15 @@ async def _load(connection: AsyncConnection) -> list[StoredKey]:
     return [StoredKey(row.kid, row.activate_time, row.private_key) for row in rows]
 
 
-def _seconds(seconds: float) -> Any:
-    return func.make_interval(0, 0, 0, 0, 0, 0, seconds)
-
-
 def _next_is_due(plan: KeyPlan) -> Any:
     """Whether there is no key, or the newest one's time to sign ends within `ahead_seconds`."""
-    end = func.max(signing_keys.c.activate_time) + _seconds(plan.signing_seconds - plan.ahead_seconds)
+    end = func.max(signing_keys.c.activate_time) + interval(plan.signing_seconds - plan.ahead_seconds)
     return func.coalesce(select(end <= func.now()).scalar_subquery(), true())
 
 
 def _over(plan: KeyPlan) -> Any:
     """Keys whose successor has been signing for `behind_seconds`."""
     newer = signing_keys.alias("newer")
-    successor_signs = newer.c.activate_time < func.now() - _seconds(plan.behind_seconds)
+    successor_signs = newer.c.activate_time < func.now() - interval(plan.behind_seconds)
     follows = newer.c.activate_time > signing_keys.c.activate_time
     return select(signing_keys.c.kid).where(select(newer.c.kid).where(follows, successor_signs).exists())

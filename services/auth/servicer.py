@@ -18,7 +18,7 @@ from services.auth.tokens import SERVICE_TOKEN_SECONDS, TokenMint
 from services.auth.workloads import AUDIENCES, ON_BEHALF_AUDIENCES, Workloads, require_audience
 from services.runtime.calls import current_caller, current_metadata, current_user_id
 from services.runtime.errors import PermissionDenied
-from services.runtime.paging import decode_page_token, encode_page_token, page_size
+from services.runtime.paging import cut_page, decode_page_token, page_size
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _SESSIONS = "sessions"
@@ -79,10 +79,8 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         key = decode_page_token(_SESSIONS, request.page_token, kinds=(str,))
         before_id = None if key is None else str(key[0])
         found = await self._sessions.list_open(current_user_id(), before_id=before_id, limit=size + 1)
-        answer = auth_pb2.ListSessionsResponse(sessions=[_session(session) for session in found[:size]])
-        if len(found) > size:
-            answer.next_page_token = encode_page_token(_SESSIONS, [found[size - 1].id])
-        return answer
+        page, next_token = cut_page(found, size, list_name=_SESSIONS, key=lambda session: (session.id,))
+        return auth_pb2.ListSessionsResponse(sessions=[_session(one) for one in page], next_page_token=next_token)
 
     async def RevokeSession(
         self, request: auth_pb2.RevokeSessionRequest, context: Context

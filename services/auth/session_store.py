@@ -22,7 +22,7 @@ from services.auth.statements import (
     end_sessions,
     to_account,
 )
-from services.runtime.database import Database
+from services.runtime.database import Database, interval
 
 
 class SessionStore:
@@ -87,7 +87,7 @@ class SessionStore:
 
     async def ended_within(self, seconds: float) -> list[str]:
         """Ids of the sessions that ended within the last `seconds`, in the order in which they ended."""
-        since = func.now() - func.make_interval(0, 0, 0, 0, 0, 0, seconds)
+        since = func.now() - interval(seconds)
         query = select(sessions.c.id).where(sessions.c.end_time > since).order_by(sessions.c.end_time)
         async with self._database.service_transaction() as connection:
             return list((await connection.execute(query)).scalars())
@@ -97,7 +97,7 @@ class SessionStore:
 
         Returns how many rows went. Rows that another process has locked are left to it.
         """
-        past = func.now() - func.make_interval(0, 0, 0, 0, 0, 0, keep_seconds)
+        past = func.now() - interval(keep_seconds)
         gone = select(sessions.c.id).where((sessions.c.end_time < past) | (sessions.c.expire_time < past))
         stale = select(refresh_tokens.c.digest).where(refresh_tokens.c.expire_time < func.now())
         async with self._database.service_transaction() as connection:

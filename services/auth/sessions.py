@@ -16,7 +16,8 @@ from services.auth.ended_sessions import EndedSessions
 from services.auth.records import NewSession, OpenSession, ReusedToken, StartedSession
 from services.auth.session_store import SessionStore
 from services.auth.tokens import TokenMint, new_refresh_token, refresh_digest
-from services.runtime.errors import InvalidArgument, NotFound, Unauthenticated
+from services.runtime.errors import NotFound, Unauthenticated
+from services.runtime.paging import bad_page_token
 
 log = structlog.get_logger(__name__)
 _LONGEST_USER_AGENT = 200
@@ -95,10 +96,7 @@ class Sessions:
         Raises InvalidArgument (INVALID_PAGE_TOKEN) for a `before_id` that is no session's id.
         """
         if before_id is not None and not _is_id(before_id):
-            raise InvalidArgument(
-                "The page token is not one of this list: start again without it.",
-                reasons.ERROR_REASON_INVALID_PAGE_TOKEN,
-            )
+            raise bad_page_token()
         return await self._store.list_sessions(user_id, before_id=before_id, limit=limit)
 
     async def revoke(self, user_id: str, session_id: str) -> None:

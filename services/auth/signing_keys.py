@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from services.auth.key_store import KeyPlan, KeyStore
 from services.auth.records import StoredKey
-from services.auth.statements import DatabaseFailure
+from services.runtime.database import DATABASE_FAILURES
 
 log = structlog.get_logger(__name__)
 
@@ -74,7 +74,7 @@ class SigningKeys:
         """What verifies tokens, by kid, fresh from the database if it answers: the KeySource of our own verifier."""
         try:
             await self._learn()
-        except DatabaseFailure as error:
+        except DATABASE_FAILURES as error:
             log.warning("auth.signing_keys_not_read", error=type(error).__name__)
         return {key.kid: key.public_key for key in self._keys}
 

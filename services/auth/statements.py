@@ -7,15 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, and_, func, insert, text, update
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.auth.records import Account, NewSession, StartedSession
 from services.auth.schema import refresh_tokens, sessions, users
-
-DatabaseFailure = (DBAPIError, PoolTimeoutError)
-"""What any method of a store raises when the database does not answer, for those who go on without it."""
+from services.runtime.database import interval
 
 ENDING_SECONDS = 10
 """How long after its end_time a session's end is committed at the latest: the feed looks back further than this."""
@@ -77,4 +73,4 @@ async def add_refresh_token(connection: AsyncConnection, session: Record, user_i
 
 def after(seconds: float) -> Any:
     """The database's time in so many seconds."""
-    return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
+    return func.now() + interval(seconds)

@@ -17,9 +17,8 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from services.auth.records import Account
+from services.runtime.identity import ISSUER, SERVICE_SUBJECT, USER_AUDIENCE
 
-ISSUER = "parley"
-USER_AUDIENCE = "parley"
 SERVICE_TOKEN_SECONDS = 300
 LEEWAY_SECONDS = 60
 """For how long past its expiry somebody's slow clock may still take a token for good."""
@@ -46,11 +45,11 @@ class TokenMint:
 
     def service_token(self, workload: str, audience: str) -> str:
         """A service's token for itself, towards one other service."""
-        return self._sign(audience, f"service:{workload}", SERVICE_TOKEN_SECONDS, {})
+        return self._sign(audience, f"{SERVICE_SUBJECT}{workload}", SERVICE_TOKEN_SECONDS, {})
 
     def on_behalf_token(self, user_id: str, workload: str, audience: str) -> str:
         """A service's token to act for a user, towards one other service."""
-        return self._sign(audience, user_id, SERVICE_TOKEN_SECONDS, {"act": {"sub": f"service:{workload}"}})
+        return self._sign(audience, user_id, SERVICE_TOKEN_SECONDS, {"act": {"sub": f"{SERVICE_SUBJECT}{workload}"}})
 
     def _sign(self, audience: str, subject: str, seconds: int, claims: dict[str, Any]) -> str:
         kid, key = self._signer.signing_key()

@@ -4,15 +4,11 @@ Each process does it, a little off the beat of the others; keys are settled unde
 another process has in hand. While the database is away nothing is done, and the log says so.
 """
 
-import asyncio
-import random
-from collections.abc import Awaitable, Callable
-
 import structlog
 
 from services.auth.session_store import SessionStore
 from services.auth.signing_keys import SigningKeys
-from services.auth.statements import DatabaseFailure
+from services.runtime.duties import repeat
 
 log = structlog.get_logger(__name__)
 
@@ -20,7 +16,6 @@ KEY_CHECK_SECONDS = 60.0
 KEEP_ENDED_SECONDS = 86_400.0
 """Ended sessions stay for a day: longer than the feed tells of them."""
 _BATCH = 500
-_JITTER = 0.2
 
 
 class Upkeep:
@@ -33,11 +28,11 @@ class Upkeep:
 
     async def keep_keys(self) -> None:
         """Looks after the signing keys for ever, once a minute."""
-        await _repeat(self._keys.refresh, KEY_CHECK_SECONDS)
+        await repeat("signing_keys", self._keys.refresh, interval_seconds=KEY_CHECK_SECONDS)
 
     async def keep_clean(self) -> None:
         """Sweeps for ever."""
-        await _repeat(self.sweep, self._sweep_interval_seconds)
+        await repeat("session_sweep", self.sweep, interval_seconds=self._sweep_interval_seconds)
 
     async def sweep(self) -> None:
         """Deletes what ended or expired, in small transactions, until nothing is left."""
@@ -46,12 +41,3 @@ class Upkeep:
             removed += swept
         if removed:
             log.info("auth.sessions_swept", rows=removed)
-
-
-async def _repeat(duty: Callable[[], Awaitable[None]], interval_seconds: float) -> None:
-    while True:
-        await asyncio.sleep(interval_seconds * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 - a beat, no secret
-        try:
-            await duty()
-        except DatabaseFailure as error:
-            log.warning("auth.upkeep_postponed", error=type(error).__name__)

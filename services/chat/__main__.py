@@ -1,8 +1,5 @@
 """The chat service: settings -> parts -> servicers -> serve."""
 
-from __future__ import annotations
-
-import asyncio
 import os
 import socket
 from collections.abc import Sequence
@@ -12,25 +9,26 @@ from dataclasses import dataclass
 from parley.chat.v1 import chat_pb2, chat_pb2_grpc, conversation_pb2, conversation_pb2_grpc
 from services.chat.context import ContextAssembly
 from services.chat.conversation_servicer import ConversationServicer
+from services.chat.conversation_store import ConversationStore
+from services.chat.generation_store import GenerationStore
 from services.chat.generations import GenerationLimits, Generations
 from services.chat.memory import MemoryClient
+from services.chat.message_store import MessageStore
 from services.chat.model import Model
 from services.chat.recording import Recording
 from services.chat.records import new_id
 from services.chat.requests import RequestReading
 from services.chat.servicer import ChatServicer
 from services.chat.settings import ChatSettings
-from services.chat.store import TurnStore
-from services.chat.store_conversations import ConversationStore
-from services.chat.store_generations import GenerationStore
-from services.chat.store_messages import MessageStore
+from services.chat.turn_store import TurnStore
 from services.chat.turns import Turns
 from services.runtime.channels import open_channel
-from services.runtime.database import Database, open_database
+from services.runtime.database import Database, serving_database
 from services.runtime.identity import TokenVerifier
 from services.runtime.jobs import Jobs
+from services.runtime.membership import membership
 from services.runtime.openai import open_client
-from services.runtime.peers import EndedSessionsFeed, RemoteKeys, ServiceTokens, read_credential
+from services.runtime.peers import ServiceTokens
 from services.runtime.process import run
 from services.runtime.server import GrpcServer, Mount, serve
 
@@ -47,48 +45,29 @@ class Chat:
     generations: Generations
 
 
-class ChatServer(GrpcServer):
-    """The server of chat: with its calls, the generations drain."""
-
-    def __init__(self, settings: ChatSettings, chat: Chat, verifier: TokenVerifier) -> None:
-        super().__init__(
-            address=settings.listen_address,
-            mounts=chat.mounts,
-            verifier=verifier,
-            slow_call_seconds=settings.slow_call_seconds,
-        )
-        self._generations = chat.generations
-
-    async def stop(self, *, wait_seconds: float, drain_seconds: float) -> None:
-        """Stops in order; replies that outlast the drain are saved as interrupted, shortly before the calls are cut."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._drain_generations(wait_seconds, drain_seconds))
-            await super().stop(wait_seconds=wait_seconds, drain_seconds=drain_seconds)
-
-    async def _drain_generations(self, wait_seconds: float, drain_seconds: float) -> None:
-        await asyncio.sleep(wait_seconds)
-        await self._generations.drain(within_seconds=max(drain_seconds - _TELL_SECONDS, drain_seconds / 2))
-
-
 async def main(settings: ChatSettings) -> None:
     """Serves until told to stop."""
+    url = settings.database_url.get_secret_value()
     async with AsyncExitStack() as parts:
-        database = open_database(settings.database_url.get_secret_value(), pool_size=settings.database_pool_size)
-        parts.push_async_callback(database.close)
-        await database.check_role()
-        tokens, verifier = await _identity(settings, parts)
-        chat = await open_chat(settings, parts, database=database, tokens=tokens)
-        await serve(ChatServer(settings, chat, verifier), settings)
+        database = await parts.enter_async_context(serving_database(url, pool_size=settings.database_pool_size))
+        member = await parts.enter_async_context(membership(NAME, settings))
+        chat = await open_chat(settings, parts, database=database, tokens=member.tokens)
+        await serve(chat_server(settings, chat, member.verifier), settings)
 
 
-async def _identity(settings: ChatSettings, parts: AsyncExitStack) -> tuple[ServiceTokens, TokenVerifier]:
-    timeout_seconds = settings.peer_timeout_seconds
-    auth = open_channel(settings.auth_target, audience="auth", tokens=None, timeout_seconds=timeout_seconds)
-    parts.push_async_callback(auth.close)
-    tokens = ServiceTokens(auth, workload=NAME, credential=read_credential(settings.workload_credential_file))
-    grace_seconds = settings.ended_sessions_grace_seconds
-    ended = await parts.enter_async_context(EndedSessionsFeed(auth, tokens, grace_seconds=grace_seconds))
-    return tokens, TokenVerifier(audience=NAME, keys=RemoteKeys(auth), ended=ended)
+def chat_server(settings: ChatSettings, chat: Chat, verifier: TokenVerifier) -> GrpcServer:
+    """The server of chat. With its calls the generations drain."""
+
+    async def drain_generations(drain_seconds: float) -> None:
+        await chat.generations.drain(within_seconds=max(drain_seconds - _TELL_SECONDS, drain_seconds / 2))
+
+    return GrpcServer(
+        address=settings.listen_address,
+        mounts=chat.mounts,
+        verifier=verifier,
+        slow_call_seconds=settings.slow_call_seconds,
+        on_drain=drain_generations,
+    )
 
 
 async def open_chat(settings: ChatSettings, parts: AsyncExitStack, *, database: Database, tokens: ServiceTokens) -> Chat:

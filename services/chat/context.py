@@ -5,16 +5,14 @@ told twice; the whole stays within the token budget, the oldest going first. Mem
 turn its long memory and nothing else: the messages come from chat's own tables, and the reader is told.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from services.chat.memory import MemoryClient
+from services.chat.message_store import MessageStore
 from services.chat.records import ContextMessage, KnownConversation, Message, Turn
-from services.chat.store_messages import MessageStore
 from services.runtime.errors import ServiceError, reason_name
 
 log = structlog.get_logger(__name__)

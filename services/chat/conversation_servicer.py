@@ -3,8 +3,6 @@
 Owns the conversion at the door and nothing else: each method checks, calls, converts.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 import uuid
 from typing import Any, Final
@@ -12,14 +10,12 @@ from typing import Any, Final
 import grpc
 
 from parley.chat.v1 import conversation_pb2, conversation_pb2_grpc
-from parley.type.v1 import error_reason_pb2 as reasons
+from services.chat.conversation_store import ConversationStore
 from services.chat.generations import Generations
-from services.chat.messages import to_conversation, to_message
 from services.chat.requests import check, digest_of, request_id_of, wrong_mask
-from services.chat.store_conversations import ConversationStore
+from services.chat.responses import to_conversation, to_message
 from services.runtime.calls import current_metadata, current_user_id
-from services.runtime.errors import InvalidArgument
-from services.runtime.paging import decode_page_token, encode_page_token, page_size
+from services.runtime.paging import bad_page_token, cut_page, decode_page_token, page_size
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -50,13 +46,11 @@ class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
         size = page_size(request.page_size)
         key = decode_page_token(_CONVERSATIONS, request.page_token, kinds=(int, str))
         found = await self._store.list_conversations(user_id=current_user_id(), limit=size + 1, after=_conversation_key(key))
-        page, last = found[:size], found[size - 1 : size]
-        more = len(found) > size
+        page, next_token = cut_page(
+            found, size, list_name=_CONVERSATIONS, key=lambda one: (_microseconds(one.latest_time), one.id)
+        )
         return conversation_pb2.ListConversationsResponse(
-            conversations=[to_conversation(one) for one in page],
-            next_page_token=encode_page_token(_CONVERSATIONS, (_microseconds(last[0].latest_time), last[0].id))
-            if more
-            else "",
+            conversations=[to_conversation(one) for one in page], next_page_token=next_token
         )
 
     async def GetConversation(
@@ -91,11 +85,8 @@ class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
             limit=size + 1,
             after_sequence=_sequence_key(key),
         )
-        page = found[:size]
-        return conversation_pb2.ListMessagesResponse(
-            messages=[to_message(one) for one in page],
-            next_page_token=encode_page_token(list_name, (page[-1].sequence,)) if len(found) > size else "",
-        )
+        page, next_token = cut_page(found, size, list_name=list_name, key=lambda one: (one.sequence,))
+        return conversation_pb2.ListMessagesResponse(messages=[to_message(one) for one in page], next_page_token=next_token)
 
     async def GetFullConversation(
         self, request: conversation_pb2.GetFullConversationRequest, context: Context
@@ -125,17 +116,11 @@ def _conversation_key(key: list[str | int] | None) -> tuple[dt.datetime, str] | 
     try:
         return _EPOCH + dt.timedelta(microseconds=int(key[0])), str(uuid.UUID(str(key[1])))
     except (OverflowError, ValueError):
-        raise _bad_token() from None
+        raise bad_page_token() from None
 
 
 def _sequence_key(key: list[str | int] | None) -> int:
     sequence = 0 if key is None else int(key[0])
     if not 0 <= sequence <= _MOST_SEQUENCE:
-        raise _bad_token()
+        raise bad_page_token()
     return sequence
-
-
-def _bad_token() -> InvalidArgument:
-    return InvalidArgument(
-        "The page token is not one of this list: start again without it.", reasons.ERROR_REASON_INVALID_PAGE_TOKEN
-    )

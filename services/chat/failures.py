@@ -4,8 +4,6 @@ Owns the two conversions, which lose nothing that a caller sees: a failure that 
 from.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Final
 

@@ -5,8 +5,6 @@ that leaves changes nothing; whatever happens, it ends with one saved outcome an
 writes nothing any more. It refuses more replies than it may hold, and new ones once it drains.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import random
@@ -18,12 +16,14 @@ import structlog
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.chat.context import Context, ContextAssembly
 from services.chat.failures import failure_of
+from services.chat.generation_store import GenerationStore, Outcome, interrupted
 from services.chat.metrics import REPLIES, RUNNING, TIME_TO_FIRST_TOKEN, TOKENS
-from services.chat.model import Model, ModelRequest, ReplyEnd, ReplyRequest
+from services.chat.model import Model, ModelRequest, ReplyOptions
+from services.chat.model_stream import ReplyEnd
 from services.chat.records import Failure, KnownConversation, Turn
 from services.chat.reply import Ending, Reply
-from services.chat.store_generations import GenerationStore, Outcome, interrupted
 from services.runtime.calls import current_request_id, detached
+from services.runtime.duties import beside, repeat
 from services.runtime.errors import Internal, ResourceExhausted, ServiceError, Unavailable, to_service_error
 from services.runtime.openai import timed_out
 
@@ -85,7 +85,7 @@ class Generations:
             )
         return None
 
-    def start(self, turn: Turn, known: KnownConversation, request: ReplyRequest, *, arrival: float) -> Reply:
+    def start(self, turn: Turn, known: KnownConversation, options: ReplyOptions, *, arrival: float) -> Reply:
         """Starts writing the reply of a turn that was just begun by this process."""
         generation_id = turn.generation.id
         reply = Reply(
@@ -95,7 +95,7 @@ class Generations:
             on_idle=lambda: self._release(generation_id),
         )
         self._replies[generation_id] = reply
-        task = asyncio.create_task(self._run(reply, known, request), name=f"generation-{generation_id}", context=detached())
+        task = asyncio.create_task(self._run(reply, known, options), name=f"generation-{generation_id}", context=detached())
         self._tasks[generation_id] = task
         task.add_done_callback(lambda done: self._forget(reply, done))
         return reply
@@ -112,17 +112,17 @@ class Generations:
             if task is not None and reply is not None and not reply.is_finishing:
                 task.cancel()
 
-    async def _run(self, reply: Reply, known: KnownConversation, request: ReplyRequest) -> None:
+    async def _run(self, reply: Reply, known: KnownConversation, options: ReplyOptions) -> None:
         with RUNNING.track_inprogress():
             try:
-                end, failure = await self._write_guarded(reply, known, request)
+                end, failure = await self._write_guarded(reply, known, options)
             except asyncio.CancelledError:
                 await self._finish(reply, None, interrupted(reply.turn.generation.id))
                 raise
             await self._finish(reply, end, failure)
 
     async def _write_guarded(
-        self, reply: Reply, known: KnownConversation, request: ReplyRequest
+        self, reply: Reply, known: KnownConversation, options: ReplyOptions
     ) -> tuple[ReplyEnd | None, Failure | None]:
         generation = reply.turn.generation
         deadline = asyncio.get_running_loop().time() + self._limits.generation_deadline_seconds
@@ -130,7 +130,7 @@ class Generations:
             async with asyncio.timeout_at(deadline):
                 context = await self._context.assemble(reply.turn, known)
                 reply.start(context.degraded)
-                return await self._write(reply, context, request, deadline), None
+                return await self._write(reply, context, options, deadline), None
         except TimeoutError:
             return None, failure_of(timed_out(generation.model))
         except ServiceError as error:
@@ -140,18 +140,9 @@ class Generations:
             log.exception("generation.faulted", generation_id=generation.id)
             return None, failure_of(to_service_error(error, current_request_id()))
 
-    async def _write(self, reply: Reply, context: Context, request: ReplyRequest, deadline: float) -> ReplyEnd:
+    async def _write(self, reply: Reply, context: Context, options: ReplyOptions, deadline: float) -> ReplyEnd:
         generation = reply.turn.generation
-        asked = ModelRequest(
-            model=generation.model,
-            instructions=request.instructions,
-            messages=context.messages,
-            reasoning_effort=request.reasoning_effort,
-            max_output_tokens=request.max_output_tokens,
-            temperature=request.temperature,
-            conversation_id=generation.conversation_id,
-            user_digest=request.user_digest,
-        )
+        asked = ModelRequest(generation.model, generation.conversation_id, context.messages, options)
         # Nothing is awaited between two pieces: the model's clock of silence runs in this task.
         async with contextlib.aclosing(self._model.reply(asked, deadline=deadline)) as pieces:
             async for piece in pieces:
@@ -175,7 +166,7 @@ class Generations:
         )
         ending = await self._saved(reply.turn, outcome)
         reply.end(ending)
-        self._tell(reply, ending, outcome)
+        self._report(reply, ending, outcome)
 
     async def _saved(self, turn: Turn, outcome: Outcome) -> Ending:
         """How the reply ended, as saved: by this process, or by whoever closed it before."""
@@ -196,7 +187,7 @@ class Generations:
             return Ending(stored.reply, None)
         return Ending(stored.reply, stored.generation.failure or interrupted(generation.id))
 
-    def _tell(self, reply: Reply, ending: Ending, outcome: Outcome) -> None:
+    def _report(self, reply: Reply, ending: Ending, outcome: Outcome) -> None:
         generation = reply.turn.generation
         reason = ending.failure.reason if ending.failure else "" if ending.reply else "CANCELLED"
         REPLIES.labels(reason or "COMPLETED").inc()
@@ -235,26 +226,23 @@ class Generations:
     @contextlib.asynccontextmanager
     async def living(self) -> AsyncIterator[None]:
         """Keeps the leases of this process and closes those of dead ones, inside the block."""
-        async with asyncio.TaskGroup() as group:
-            loops = [group.create_task(self._keep_leases()), group.create_task(self._sweep())]
-            try:
-                yield
-            finally:
-                for loop in loops:
-                    loop.cancel()
+        limits = self._limits
+        leases = repeat("lease_renewal", self._renew_leases, interval_seconds=limits.lease_renew_seconds, jitter=0)
+        # Wide apart, so that the replicas do not sweep at the same moment.
+        sweep = repeat("lease_sweep", self._store.close_expired, interval_seconds=limits.lease_seconds / 2, jitter=0.4)
+        async with beside(leases, sweep):
+            yield
 
-    async def _keep_leases(self) -> None:
-        while True:
-            await asyncio.sleep(self._limits.lease_renew_seconds)
-            texts = {key: reply.unsaved_text() for key, reply in self._replies.items() if key in self._tasks}
-            if not texts:
-                continue
-            try:
-                lost = set(texts) - await self._store.renew_leases(texts)
-            except ServiceError as error:
-                log.warning("generations.lease_renewal_failed", count=len(texts), error=type(error).__name__)
-                continue
-            self._stop_lost(lost)
+    async def _renew_leases(self) -> None:
+        texts = {key: reply.unsaved_text() for key, reply in self._replies.items() if key in self._tasks}
+        if not texts:
+            return
+        renewed = await self._store.renew_leases(texts)
+        for key in renewed:
+            text, reply = texts[key], self._replies.get(key)
+            if text is not None and reply is not None:
+                reply.note_saved(text)
+        self._stop_lost(set(texts) - renewed)
 
     def _stop_lost(self, generation_ids: Iterable[str]) -> None:
         """Stops what is not ours any more; what ended while its lease was being renewed is not lost."""
@@ -263,15 +251,6 @@ class Generations:
         if lost:
             log.warning("generations.lease_lost", generation_ids=lost)
             self.stop(lost)
-
-    async def _sweep(self) -> None:
-        while True:
-            # Spread, so that the replicas do not sweep at the same moment.
-            await asyncio.sleep(self._limits.lease_seconds * random.uniform(0.3, 0.7))  # noqa: S311
-            try:
-                await self._store.close_expired()
-            except ServiceError as error:
-                log.warning("generations.sweep_failed", error=type(error).__name__)
 
     async def drain(self, *, within_seconds: float) -> None:
         """Starts nothing more and waits for what runs; what outlasts the time is saved as interrupted, with its text."""

@@ -4,8 +4,6 @@ Owns the calls and their conversion. Invariant: every call has a deadline. It de
 the caller's business.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 
@@ -15,7 +13,7 @@ from google.protobuf import timestamp_pb2
 from parley.memory.v1 import memory_pb2, memory_pb2_grpc
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.chat.records import ContextMessage, Message
-from services.runtime.errors import DeadlineExceeded, from_rpc_error
+from services.runtime.errors import DeadlineExceeded, peer_errors
 
 MAX_RECORDED_MESSAGES = 100
 
@@ -34,10 +32,9 @@ class MemoryClient:
         request = memory_pb2.AssembleContextRequest(conversation_id=conversation_id, token_budget=token_budget)
         try:
             # Around the call's own deadline, since the token for it may have to be fetched first.
-            async with asyncio.timeout(timeout_seconds):
-                answer = await self._memory.AssembleContext(request, timeout=timeout_seconds)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
+            with peer_errors():
+                async with asyncio.timeout(timeout_seconds):
+                    answer = await self._memory.AssembleContext(request, timeout=timeout_seconds)
         except TimeoutError as error:
             raise DeadlineExceeded("Memory took too long.", reasons.ERROR_REASON_DEADLINE_PASSED) from error
         known = [ContextMessage(one.sequence, one.role, one.text, one.revision) for one in answer.messages]
@@ -50,18 +47,14 @@ class MemoryClient:
             request = memory_pb2.RecordTurnRequest(
                 conversation_id=conversation_id, messages=[_recorded(message) for message in part]
             )
-            try:
+            with peer_errors():
                 await self._memory.RecordTurn(request, timeout=self._timeout_seconds)
-            except grpc.aio.AioRpcError as error:
-                raise from_rpc_error(error) from error
 
     async def forget_conversation(self, conversation_id: str) -> None:
         """Makes memory forget a conversation for good. Idempotent."""
         request = memory_pb2.InvalidateContextRequest(conversation_id=conversation_id, from_sequence=0)
-        try:
+        with peer_errors():
             await self._memory.InvalidateContext(request, timeout=self._timeout_seconds)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
 
 
 def _recorded(message: Message) -> memory_pb2.ContextMessage:

@@ -1,7 +1,5 @@
 """What chat counts, for Prometheus."""
 
-from __future__ import annotations
-
 from prometheus_client import Counter, Gauge, Histogram
 
 RUNNING = Gauge("parley_chat_running_generations", "Replies being written")

@@ -4,11 +4,9 @@ Owns the two handlers. Both are idempotent, read what they send when they run, a
 confirmed; a turn whose conversation is gone needs nothing any more.
 """
 
-from __future__ import annotations
-
+from services.chat.generation_store import FORGET_CONVERSATION, RECORD_TURN
 from services.chat.memory import MemoryClient
-from services.chat.store_generations import FORGET_CONVERSATION, RECORD_TURN
-from services.chat.store_messages import MessageStore
+from services.chat.message_store import MessageStore
 from services.runtime.calls import acting_for
 from services.runtime.jobs import Jobs
 

@@ -3,8 +3,6 @@
 Owns no behaviour but what follows from a value alone. Ids are UUIDs in their text form; times carry their zone.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 import secrets
 import time

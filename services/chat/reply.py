@@ -5,14 +5,13 @@ the first event is `started`, the last is the only terminal one; a reader is a c
 slows nobody. It refuses to keep events for ever: after `release` a reader that is behind is cut.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
 from parley.type.v1 import error_reason_pb2 as reasons
-from services.chat.messages import (
+from services.chat.records import Failure, Message, Timings, Turn
+from services.chat.responses import (
     HEARTBEAT,
     Event,
     cancelled_event,
@@ -22,7 +21,6 @@ from services.chat.messages import (
     text_event,
     usage_event,
 )
-from services.chat.records import Failure, Message, Timings, Turn
 from services.runtime.errors import ResourceExhausted
 
 
@@ -61,11 +59,12 @@ class Reply:
         return "".join(self._texts)
 
     def unsaved_text(self) -> str | None:
-        """What was written so far, for saving; None when nothing came since the last time it was asked for."""
-        if self._length == self._saved_length:
-            return None
-        self._saved_length = self._length
-        return self.text
+        """What was written so far; None when all of it is saved."""
+        return None if self._length == self._saved_length else self.text
+
+    def note_saved(self, text: str) -> None:
+        """Notes that so much of the reply is saved."""
+        self._saved_length = len(text)
 
     @property
     def length(self) -> int:

@@ -4,22 +4,18 @@ Owns those checks and the digest that tells whether two requests with one reques
 (INVALID_REQUEST) with a violation for each field that is wrong.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol, TypeVar, cast
 
 from parley.chat.v1 import chat_pb2, conversation_pb2
-from parley.type.v1 import error_reason_pb2 as reasons
-from services.chat.model import ReplyRequest
-from services.chat.store import TurnDraft
-from services.runtime.errors import FieldViolation, InvalidArgument
+from services.chat.model import ReplyOptions
+from services.chat.turn_store import TurnDraft
+from services.runtime.errors import FieldViolation, invalid_request
 from services.runtime.openai import OpenAISettings, ReasoningEffort
 
 IDEMPOTENCY_KEY: Final = "idempotency-key"
 MAX_REQUEST_ID_CHARACTERS: Final = 200
-MAX_METADATA_KEY_CHARACTERS: Final = 64
 
 
 class _Named(Protocol):
@@ -36,7 +32,7 @@ class RequestReading:
 
     def draft(self, request: chat_pb2.CompletionRequest, *, user_id: str, metadata: Mapping[str, str]) -> TurnDraft:
         """The turn that a request asks for."""
-        _check(_wrong_messages(request) + _wrong_metadata(request))
+        check(_wrong_messages(request))
         said = [(one.role, one.text) for one in request.messages] or [("user", request.message)]
         return TurnDraft(
             user_id=user_id,
@@ -48,13 +44,13 @@ class RequestReading:
             model=request.model or self._settings.openai_model,
         )
 
-    def reply(self, request: chat_pb2.CompletionRequest, *, user_id: str) -> ReplyRequest:
+    def options(self, request: chat_pb2.CompletionRequest, *, user_id: str) -> ReplyOptions:
         """How the reply is to be written."""
         settings = self._settings
         effort = cast(ReasoningEffort, request.reasoning_effort) if request.reasoning_effort else None
         bound = request.max_output_tokens if request.HasField("max_output_tokens") else None
         temperature = request.temperature if request.HasField("temperature") else None
-        return ReplyRequest(
+        return ReplyOptions(
             instructions=request.instructions or self._instructions,
             reasoning_effort=effort or settings.openai_reasoning_effort,
             max_output_tokens=settings.openai_max_output_tokens if bound is None else bound,
@@ -67,9 +63,9 @@ def request_id_of(request: _Named, metadata: Mapping[str, str]) -> str | None:
     """The request id, from the field or the `idempotency-key` header, which must not contradict each other."""
     header = metadata.get(IDEMPOTENCY_KEY, "")
     if request.request_id and header and request.request_id != header:
-        _check([FieldViolation("request_id", "differs from the Idempotency-Key header: send one, or the same twice")])
+        check([FieldViolation("request_id", "differs from the Idempotency-Key header: send one, or the same twice")])
     if len(header) > MAX_REQUEST_ID_CHARACTERS:
-        _check([FieldViolation("request_id", "the Idempotency-Key header must be at most 200 characters long")])
+        check([FieldViolation("request_id", "the Idempotency-Key header must be at most 200 characters long")])
     return request.request_id or header or None
 
 
@@ -93,18 +89,8 @@ def wrong_mask(request: conversation_pb2.UpdateConversationRequest) -> list[Fiel
 
 def check(violations: Sequence[FieldViolation]) -> None:
     """Refuses a request with violations."""
-    _check(violations)
-
-
-def _check(violations: Sequence[FieldViolation]) -> None:
     if violations:
-        fields = sorted({violation.field for violation in violations})
-        raise InvalidArgument(
-            "; ".join(f"{violation.field}: {violation.description}" for violation in violations),
-            reasons.ERROR_REASON_INVALID_REQUEST,
-            metadata={"fields": ", ".join(fields)},
-            violations=violations,
-        )
+        raise invalid_request(violations)
 
 
 def _wrong_messages(request: chat_pb2.CompletionRequest) -> list[FieldViolation]:
@@ -117,8 +103,3 @@ def _wrong_messages(request: chat_pb2.CompletionRequest) -> list[FieldViolation]
     if len(request.messages) > 1 and request.conversation_id:
         return [FieldViolation("messages", "earlier messages are only allowed where a conversation begins")]
     return []
-
-
-def _wrong_metadata(request: chat_pb2.CompletionRequest) -> list[FieldViolation]:
-    wrong = [key for key in request.metadata if not 1 <= len(key) <= MAX_METADATA_KEY_CHARACTERS or "\x00" in key]
-    return [FieldViolation("metadata", "keys must have 1 to 64 characters and no NUL")] if wrong else []

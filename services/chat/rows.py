@@ -1,7 +1,5 @@
 """From rows to records: the one place that knows which columns make which value."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from sqlalchemy import RowMapping
 

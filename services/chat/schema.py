@@ -5,8 +5,6 @@ unique in its conversation; a conversation has at most one running generation; a
 attempts are counted. Every row carries its user, by whom row-level security confines it.
 """
 
-from __future__ import annotations
-
 from typing import Final
 
 import sqlalchemy as sa

@@ -3,19 +3,18 @@
 Owns the conversion at the door and nothing else: each method checks, calls, converts.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
 
 from parley.chat.v1 import chat_pb2, chat_pb2_grpc
 from services.chat.failures import error_of
-from services.chat.messages import to_completion
+from services.chat.refusals import conversation_not_found
 from services.chat.requests import RequestReading
-from services.chat.store import conversation_not_found
+from services.chat.responses import to_completion
 from services.chat.turns import Answer, TurnRequest, Turns
 from services.runtime.calls import current_metadata, current_user_id
 
@@ -42,11 +41,13 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
         self, request: chat_pb2.CompletionRequest, context: Context
     ) -> AsyncIterator[chat_pb2.CompletionEvent]:
         answer = await self._answer(request)
-        async for event in answer.events():
-            yield event
+        # Closed here and not by the garbage collector, so that a reader who left is let go at once.
+        async with aclosing(answer.events()) as events:
+            async for event in events:
+                yield event
 
     async def _answer(self, request: chat_pb2.CompletionRequest) -> Answer:
         user_id, arrival = current_user_id(), asyncio.get_running_loop().time()
         draft = self._reading.draft(request, user_id=user_id, metadata=current_metadata())
-        reply = self._reading.reply(request, user_id=user_id)
-        return await self._turns.begin(TurnRequest(draft, reply, arrival))
+        options = self._reading.options(request, user_id=user_id)
+        return await self._turns.begin(TurnRequest(draft, options, arrival))

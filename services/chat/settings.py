@@ -1,7 +1,5 @@
 """What chat is told from outside."""
 
-from __future__ import annotations
-
 from importlib.resources import files
 from typing import Self
 

@@ -1,24 +1,24 @@
 """Turns: what a call gets, whether it began the turn or came back to it.
 
 Owns the choice between a reply that this process writes, one that another process writes, and one that has ended. Invariant:
-the same request id leads to the same turn by every way. How a reply of another process is followed is hidden in Followed.
+the same request id leads to the same turn by every way. How a reply of another process is followed is hidden in
+`_Followed`.
 """
-
-from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
 from parley.type.v1 import error_reason_pb2 as reasons
+from services.chat.generation_store import GenerationStore
 from services.chat.generations import Generations
-from services.chat.messages import HEARTBEAT, Event, deleted_events, replayed_events
-from services.chat.model import ReplyRequest
+from services.chat.model import ReplyOptions
 from services.chat.records import Turn
 from services.chat.reply import Ending, Reply
-from services.chat.store import TurnDraft, TurnStore
-from services.chat.store_generations import GenerationStore
+from services.chat.responses import HEARTBEAT, Event, deleted_events, replayed_events
+from services.chat.turn_store import TurnDraft, TurnStore
 from services.runtime.calls import detached
 from services.runtime.errors import reason_name
 
@@ -41,7 +41,7 @@ class TurnRequest:
     """A turn as a call asks for it; `arrival` is when the call came, on the loop's clock."""
 
     draft: TurnDraft
-    reply: ReplyRequest
+    options: ReplyOptions
     arrival: float
 
 
@@ -77,7 +77,7 @@ class Turns:
         with self._generations.place() as refusal:
             begun = await self._store.begin_turn(request.draft, refusal=refusal)
             if begun.is_new:
-                reply = self._generations.start(begun.turn, begun.known, request.reply, arrival=request.arrival)
+                reply = self._generations.start(begun.turn, begun.known, request.options, arrival=request.arrival)
                 return _Live(reply, self._generation_store)
         return self._found(begun.turn, request)
 
@@ -179,8 +179,9 @@ class _Followed:
             if loop.time() >= beat_time:
                 beat_time = loop.time() + self._heartbeat_seconds
                 yield HEARTBEAT
-        async for event in answer.events():
-            yield event
+        async with aclosing(answer.events()) as events:
+            async for event in events:
+                yield event
 
     async def ended(self) -> tuple[Turn, Ending]:
         poll_seconds = _FIRST_POLL_SECONDS

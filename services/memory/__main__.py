@@ -1,20 +1,17 @@
 """The memory service: settings -> parts -> servicer -> serve."""
 
-from __future__ import annotations
-
 from contextlib import AsyncExitStack
 
 from parley.memory.v1 import memory_pb2, memory_pb2_grpc
 from services.memory.conversation_memory import ContextLimits, ConversationMemory
-from services.memory.evictions import EvictionSweep
+from services.memory.evictions import sweep_evictions
 from services.memory.servicer import MemoryServicer
 from services.memory.settings import MemorySettings
 from services.memory.store import TurnStore
 from services.memory.working_set import WorkingSet, WorkingSetLimits, open_redis
-from services.runtime.channels import open_channel
-from services.runtime.database import open_database
-from services.runtime.identity import TokenVerifier
-from services.runtime.peers import EndedSessionsFeed, RemoteKeys, ServiceTokens, read_credential
+from services.runtime.database import serving_database
+from services.runtime.duties import beside
+from services.runtime.membership import membership
 from services.runtime.process import run
 from services.runtime.server import GrpcServer, Mount, serve
 
@@ -25,12 +22,12 @@ async def main(settings: MemorySettings) -> None:
     """Serves until told to stop."""
     async with AsyncExitStack() as parts:
         memory = await open_memory(settings, parts)
-        verifier = await _verifier(settings, parts)
-        await parts.enter_async_context(EvictionSweep(memory, interval_seconds=settings.eviction_sweep_seconds))
+        member = await parts.enter_async_context(membership(NAME, settings))
+        await parts.enter_async_context(beside(sweep_evictions(memory, interval_seconds=settings.eviction_sweep_seconds)))
         server = GrpcServer(
             address=settings.listen_address,
             mounts=[mount(memory)],
-            verifier=verifier,
+            verifier=member.verifier,
             slow_call_seconds=settings.slow_call_seconds,
         )
         await serve(server, settings)
@@ -44,9 +41,8 @@ def mount(memory: ConversationMemory) -> Mount:
 
 async def open_memory(settings: MemorySettings, parts: AsyncExitStack) -> ConversationMemory:
     """Memory on its database and Redis, which close with `parts`. Refuses a role that could step around isolation."""
-    database = open_database(settings.database_url.get_secret_value(), pool_size=settings.database_pool_size)
-    parts.push_async_callback(database.close)
-    await database.check_role()
+    url = settings.database_url.get_secret_value()
+    database = await parts.enter_async_context(serving_database(url, pool_size=settings.database_pool_size))
     redis = open_redis(
         settings.redis_url.get_secret_value(),
         connections=settings.redis_connections,
@@ -68,16 +64,6 @@ async def open_memory(settings: MemorySettings, parts: AsyncExitStack) -> Conver
         most_messages=settings.working_set_messages,
     )
     return ConversationMemory(TurnStore(database), working_set, limits)
-
-
-async def _verifier(settings: MemorySettings, parts: AsyncExitStack) -> TokenVerifier:
-    auth = open_channel(settings.auth_target, audience="auth", tokens=None, timeout_seconds=settings.peer_timeout_seconds)
-    parts.push_async_callback(auth.close)
-    tokens = ServiceTokens(auth, workload=NAME, credential=read_credential(settings.workload_credential_file))
-    ended = await parts.enter_async_context(
-        EndedSessionsFeed(auth, tokens, grace_seconds=settings.ended_sessions_grace_seconds)
-    )
-    return TokenVerifier(audience=NAME, keys=RemoteKeys(auth), ended=ended)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ all others are told at once, so that a dead part costs nobody else its timeout. 
 that it is back.
 """
 
-from __future__ import annotations
-
 import time
 
 import structlog

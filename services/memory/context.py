@@ -10,8 +10,6 @@ place, the message whose distance from the conversation's start is divisible by 
 stays the same while it lies in between, which is a quarter of the budget long, and needs no memory of earlier cuts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final

@@ -6,8 +6,6 @@ held: sending the new lines costs less than reading the conversation again, and 
 found there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ id names nothing, and row-level security holds each row to its user; a conversat
 message one place; what was deleted leaves rows without text only.
 """
 
-from __future__ import annotations
-
 from typing import Final
 
 import sqlalchemy as sa

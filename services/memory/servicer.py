@@ -1,27 +1,24 @@
 """MemoryService over gRPC: check, call, convert.
 
-The user is always the one on whose behalf the calling service acts; a call without one is refused. What the field rules
-of the contract cannot say is checked here: places from 1, times that exist, each message and each place once.
+The user is always the one on whose behalf the calling service acts; a call without one is refused. What no field rule can
+say is checked here: a request names each message and each place once.
 """
-
-from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from parley.memory.v1 import memory_pb2, memory_pb2_grpc
-from parley.type.v1 import error_reason_pb2 as reasons
 from services.memory import context as contexts
 from services.memory.conversation_memory import ConversationMemory
 from services.memory.tokens import message_tokens
 from services.memory.turns import ConversationKey, Turn
 from services.runtime.calls import current_user_id
-from services.runtime.errors import FieldViolation, InvalidArgument
+from services.runtime.errors import FieldViolation, invalid_request
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -65,38 +62,20 @@ def _key(conversation_id: str) -> ConversationKey:
 
 
 def _check_messages(messages: Sequence[memory_pb2.ContextMessage]) -> None:
-    violations = list(_violations(messages))
-    if violations:
-        raise InvalidArgument(
-            "; ".join(f"{violation.field}: {violation.description}" for violation in violations),
-            reasons.ERROR_REASON_INVALID_REQUEST,
-            metadata={"fields": ", ".join(dict.fromkeys(violation.field for violation in violations))},
-            violations=violations,
-        )
+    if violations := list(_repeated(messages)):
+        raise invalid_request(violations)
 
 
-def _violations(messages: Sequence[memory_pb2.ContextMessage]) -> Iterator[FieldViolation]:
+def _repeated(messages: Sequence[memory_pb2.ContextMessage]) -> Iterator[FieldViolation]:
     ids, sequences = set[str](), set[int]()
     for index, message in enumerate(messages):
-        where = f"messages[{index}]"
         message_id = str(uuid.UUID(message.message_id))
-        if message.sequence < 1:
-            yield FieldViolation(f"{where}.sequence", "is required, 1 for the first message")
-        elif message.sequence in sequences:
-            yield FieldViolation(f"{where}.sequence", "is that of another message in this request")
+        if message.sequence in sequences:
+            yield FieldViolation(f"messages[{index}].sequence", "is that of another message in this request")
         if message_id in ids:
-            yield FieldViolation(f"{where}.message_id", "is that of another message in this request")
-        if _time(message.create_time) is None:
-            yield FieldViolation(f"{where}.create_time", "must lie in the years 1 to 9999")
+            yield FieldViolation(f"messages[{index}].message_id", "is that of another message in this request")
         ids.add(message_id)
         sequences.add(message.sequence)
-
-
-def _time(timestamp: Timestamp) -> datetime | None:
-    try:
-        return timestamp.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        return None
 
 
 def _turn(message: memory_pb2.ContextMessage) -> Turn:

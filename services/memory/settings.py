@@ -1,7 +1,5 @@
 """The settings of memory, read once in `__main__` from the environment."""
 
-from __future__ import annotations
-
 from typing import Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator

@@ -4,8 +4,6 @@ Invariant: every statement names the user before anything else, as every key doe
 wall.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 

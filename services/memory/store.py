@@ -4,11 +4,9 @@ Owns the order of changes: whatever changes a conversation holds its row first, 
 follow each other, in every process. Invariant: a change of the turns is a new version in the same transaction.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -16,11 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.memory import statements
 from services.memory.context import Block
 from services.memory.schema import forgotten_turns, turns
-from services.memory.turns import ConversationKey, Merge, Place, Turn, merge, refused
+from services.memory.turns import ConversationKey, Merge, Place, Turn, merge
 from services.runtime.database import Database
-
-STORE_ERRORS: Final = (sa.exc.SQLAlchemyError,)
-"""What the database's being away looks like; for work that goes on without it, as no call does."""
+from services.runtime.errors import FieldViolation, invalid_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,4 +171,5 @@ async def _write(connection: AsyncConnection, key: ConversationKey, accepted: Se
     rows = [statements.turn_row(key, turn) for turn in accepted]
     written = (await connection.execute(statements.write(), rows)).all()
     if len(written) != len(accepted):
-        raise refused("messages.message_id", "a message belongs to another conversation: give each message its own id")
+        problem = "a message belongs to another conversation: give each message its own id"
+        raise invalid_request([FieldViolation("messages.message_id", problem)])

@@ -8,8 +8,6 @@ The rules of thumb: English costs a token per four characters or 0.75 words, whi
 Japanese, Korean and the scripts of India and South East Asia about one a character; emoji and rare scripts two.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Final
 

@@ -1,19 +1,18 @@
-"""The turns of a conversation, and what becomes of turns that are told again, late, or of the same place.
+"""The messages of a conversation as memory holds them, and the rule for those that arrive again, late or in conflict.
 
-Owns the rule by which any order of the same tellings ends in the same turns. Of one message the greatest revision
-stays. Of two messages at one place, which happens when an edit was not heard of yet, the one written later stays
-(`create_time`, then `message_id`); the other counts as edited away. What was edited away never comes back by a repeat,
-only by a greater revision.
+RecordTurn may be repeated, delayed and overtaken, so the rule makes the outcome the same in any order of arrival:
+
+- Of one message, the greatest revision stays.
+- Of two messages with the same sequence (the conversation was edited, and memory has not heard of it yet) the later written
+  stays, by `create_time` and then `message_id`. The other is noted as forgotten.
+- A forgotten message comes back only with a greater revision, never by a repeat.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from parley.type.v1 import error_reason_pb2 as reasons
-from services.runtime.errors import FieldViolation, InvalidArgument
+from services.runtime.errors import FieldViolation, invalid_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """What a telling changes: turns to write, messages that lose their place, revisions (by id) not to take again."""
+    """What recording changes: turns to write, ids of messages to delete, and the revisions of ids not to take again."""
 
     accepted: Sequence[Turn]
     displaced: Sequence[str]
@@ -57,10 +56,10 @@ class Merge:
 
 
 def merge(told: Iterable[Turn], *, known: Iterable[Place], forgotten: Mapping[str, int]) -> Merge:
-    """Decides what a telling changes. `told` names each message and each place once.
+    """Decides what recording `told` changes, by the rule above. `told` holds each message and each sequence once.
 
-    `known` are the recorded messages of the same ids or places, `forgotten` the revisions that were edited away. Raises
-    InvalidArgument when a message is told at another place than before.
+    `known` are the recorded messages with the same ids or sequences, `forgotten` the revisions of forgotten ones by id.
+    Raises InvalidArgument when a message comes with another sequence than before.
     """
     by_id = {place.message_id: place for place in known}
     by_sequence = {place.sequence: place for place in by_id.values()}
@@ -82,22 +81,11 @@ def merge(told: Iterable[Turn], *, known: Iterable[Place], forgotten: Mapping[st
 
 def _is_news(turn: Turn, known: Place | None, forgotten: Mapping[str, int]) -> bool:
     if known is not None and known.sequence != turn.sequence:
-        raise refused(
-            "messages.sequence", f"message {turn.message_id} is number {known.sequence}: a message keeps its place"
-        )
+        problem = f"message {turn.message_id} is number {known.sequence}: a message keeps its place"
+        raise invalid_request([FieldViolation("messages.sequence", problem)])
     recorded = -1 if known is None else known.revision
     return turn.revision > max(recorded, forgotten.get(turn.message_id, -1))
 
 
 def _age(item: Turn | Place) -> tuple[datetime, str]:
     return item.create_time, item.message_id
-
-
-def refused(where: str, description: str) -> InvalidArgument:
-    """The error for a request that the contract's field rules cannot judge."""
-    return InvalidArgument(
-        f"{where}: {description}",
-        reasons.ERROR_REASON_INVALID_REQUEST,
-        metadata={"fields": where},
-        violations=[FieldViolation(where, description)],
-    )

@@ -10,8 +10,6 @@ A block is text: its version, its first sequence with the size of the turn befor
 oldest first. So Redis can compare the version and append turns without parsing anything.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

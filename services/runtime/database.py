@@ -7,9 +7,10 @@ Every transaction says on whose behalf it runs, and row-level security holds it 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from types import MappingProxyType
 
-from sqlalchemy import URL, TextClause, exc, make_url, text
+from sqlalchemy import URL, ColumnElement, TextClause, exc, func, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 _AS_USER = text("select set_config('parley.user_id', :user_id, true)")
@@ -26,6 +27,9 @@ POOL_WAIT_SECONDS = 5
 NOTICE_DEATH: Mapping[str, int] = MappingProxyType(
     {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 2, "tcp_user_timeout": 15_000}
 )
+
+DATABASE_FAILURES = (exc.DBAPIError, exc.TimeoutError)
+"""What a transaction raises when the database does not answer or refuses, for the few who go on without it."""
 
 
 class UnsafeRoleError(Exception):
@@ -92,6 +96,28 @@ class Database:
     async def close(self) -> None:
         """Closes every connection."""
         await self.engine.dispose()
+
+
+@asynccontextmanager
+async def serving_database(url: str, *, pool_size: int) -> AsyncIterator[Database]:
+    """The database of a service that serves, until the block ends. Raises UnsafeRoleError like `check_role`."""
+    database = open_database(url, pool_size=pool_size)
+    try:
+        await database.check_role()
+        yield database
+    finally:
+        await database.close()
+
+
+def interval(seconds: float) -> ColumnElement[timedelta]:
+    """So many seconds, in SQL."""
+    return func.make_interval(0, 0, 0, 0, 0, 0, seconds)
+
+
+def violated_constraint(error: exc.IntegrityError) -> str | None:
+    """The name of the constraint that refused a statement."""
+    name: str | None = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
+    return name
 
 
 def async_url(url: str) -> URL:

@@ -12,7 +12,7 @@ never leaves the process.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar
@@ -142,6 +142,16 @@ _STATEMENT_TIMEOUT = "57014"
 _UNUSABLE = ("25P03", "25006")
 
 
+def invalid_request(violations: Sequence[FieldViolation]) -> InvalidArgument:
+    """The refusal of a request for these fields; there is at least one."""
+    return InvalidArgument(
+        "; ".join(f"{violation.field}: {violation.description}" for violation in violations),
+        reasons.ERROR_REASON_INVALID_REQUEST,
+        metadata={"fields": ", ".join(dict.fromkeys(violation.field for violation in violations))},
+        violations=violations,
+    )
+
+
 def reason_name(reason: reasons.ErrorReason.ValueType) -> str:
     """The reason as clients see it: without the enum's prefix."""
     return reasons.ErrorReason.Name(reason).removeprefix(_PREFIX)
@@ -219,6 +229,15 @@ def _packed(
     packed = any_pb2.Any()
     packed.Pack(detail)
     return packed
+
+
+@contextlib.contextmanager
+def peer_errors() -> Iterator[None]:
+    """Turns what calls to other services raise inside into ServiceErrors, as `from_rpc_error` does."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> ServiceError:

@@ -19,6 +19,7 @@ from procrastinate.jobs import DeleteJobCondition, Job
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.runtime.database import CONNECT_TIMEOUT_SECONDS, NOTICE_DEATH, STATEMENT_TIMEOUT_SECONDS
+from services.runtime.duties import beside
 
 log = structlog.get_logger(__name__)
 
@@ -106,15 +107,8 @@ class Jobs:
     @contextlib.asynccontextmanager
     async def working(self, *, concurrency: int, stop_seconds: float = 5.0) -> AsyncIterator[None]:
         """Works jobs inside the block. At its end jobs under way get `stop_seconds`; what is left runs later, elsewhere."""
-        async with self._app.open_async():
-            worker = asyncio.create_task(self._work(concurrency, stop_seconds))
-            sweeper = asyncio.create_task(self._put_back_stalled())
-            try:
-                yield
-            finally:
-                for task in (sweeper, worker):
-                    task.cancel()
-                await asyncio.gather(sweeper, worker, return_exceptions=True)
+        async with self._app.open_async(), beside(self._work(concurrency, stop_seconds), self._put_back_stalled()):
+            yield
 
     async def _work(self, concurrency: int, stop_seconds: float) -> None:
         """Keeps a worker running: a new one, under a new id, whenever one ended or lost a statement.

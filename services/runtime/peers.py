@@ -1,25 +1,22 @@
 """What a service needs of auth: the public keys, the feed of ended sessions, and tokens to call other services with.
 
-Auth being away is felt late: keys and tokens are kept, and the feed may be silent for a grace time. After that identities
-are refused rather than guessed.
+While auth is away a service goes on with the keys and tokens that it has, and without the feed for a grace time; after that
+it refuses identities rather than guess whether their sessions have ended.
 """
 
 import asyncio
 import base64
-import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import grpc
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from parley.auth.v1 import auth_pb2, auth_pb2_grpc
-from services.runtime.errors import ServiceError, from_rpc_error
+from services.runtime.errors import ServiceError, peer_errors
 from services.runtime.identity import SERVICE_AUTHORIZATION
 
 log = structlog.get_logger(__name__)
@@ -48,10 +45,8 @@ class RemoteKeys:
 
     async def public_keys(self) -> Mapping[str, Ed25519PublicKey]:
         """The keys by their id. Raises Unavailable when auth does not answer."""
-        try:
+        with peer_errors():
             answer = await self._auth.GetJwks(auth_pb2.GetJwksRequest(), timeout=_CALL_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
         return {key.kid: _public_key(key.x) for key in answer.keys if key.alg == "EdDSA"}
 
 
@@ -89,10 +84,8 @@ class ServiceTokens:
         return await asyncio.shield(task)
 
     async def _fetched(self, key: tuple[str, str], fetch: Callable[[str, str], Awaitable[tuple[str, float]]]) -> str:
-        try:
+        with peer_errors():
             token, lifetime_seconds = await fetch(*key)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
         self._tokens[key] = (token, time.monotonic() + lifetime_seconds - _RENEW_BEFORE_SECONDS)
         self._tokens.move_to_end(key)
         if len(self._tokens) > _CACHED_USER_TOKENS:
@@ -120,7 +113,7 @@ class ServiceTokens:
 
 
 class EndedSessionsFeed:
-    """Follows auth's feed of ended sessions (EndedSessions) in a task of its own, for as long as it is entered."""
+    """What auth's feed has told of ended sessions (EndedSessions). `follow` is a standing duty of the process."""
 
     def __init__(self, channel: grpc.aio.Channel, tokens: ServiceTokens, *, grace_seconds: float) -> None:
         self._auth = auth_pb2_grpc.TokenServiceStub(channel)
@@ -128,7 +121,6 @@ class EndedSessionsFeed:
         self._grace_seconds = grace_seconds
         self._ended: OrderedDict[str, float] = OrderedDict()
         self._heard_at = float("-inf")
-        self._task: asyncio.Task[None] | None = None
 
     def is_ended(self, session_id: str) -> bool:
         """Whether auth said that this session has ended."""
@@ -138,19 +130,8 @@ class EndedSessionsFeed:
         """Whether auth was heard within the grace time."""
         return time.monotonic() - self._heard_at <= self._grace_seconds
 
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._follow())
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-
-    async def _follow(self) -> None:
+    async def follow(self) -> None:
+        """Follows the feed for ever, and again whenever it is lost."""
         failures = 0
         while True:
             heard_at = self._heard_at

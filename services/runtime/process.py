@@ -4,7 +4,7 @@ Settings are read once, here. A bad one ends the process with code 2 and one lin
 """
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import TypeVar
 
 import uvloop
@@ -19,7 +19,7 @@ from services.runtime.settings import ServerSettings
 S = TypeVar("S", bound=ServerSettings)
 
 
-def run(name: str, settings_type: type[S], main: Callable[[S], Awaitable[None]]) -> None:
+def run(name: str, settings_type: type[S], main: Callable[[S], Coroutine[None, None, None]]) -> None:
     """Runs the service until it is told to stop, or its migrations; returns when that is done."""
     verb = sys.argv[1] if len(sys.argv) > 1 else "serve"
     if verb not in {"serve", "migrate"} or len(sys.argv) > 2:  # noqa: PLR2004
@@ -29,11 +29,7 @@ def run(name: str, settings_type: type[S], main: Callable[[S], Awaitable[None]])
     if verb == "migrate":
         _migrate(name, settings)
     else:
-        uvloop.run(_served(main, settings))
-
-
-async def _served(main: Callable[[S], Awaitable[None]], settings: S) -> None:
-    await main(settings)
+        uvloop.run(main(settings))
 
 
 def read_settings(settings_type: type[S]) -> S:

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from parley.options.v1 import options_pb2
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.runtime.calls import Caller
-from services.runtime.errors import FieldViolation, InvalidArgument, PermissionDenied
+from services.runtime.errors import FieldViolation, PermissionDenied, invalid_request
 
 Value = Any
 Check = Callable[[Value], str | None]
@@ -41,13 +41,7 @@ def check_request(request: Message, caller: Caller) -> None:
     Raises PermissionDenied for a path that names another user.
     """
     if violations := list(islice(_violations(request, ""), _MOST_VIOLATIONS)):
-        fields = ", ".join(dict.fromkeys(v.field for v in violations))
-        raise InvalidArgument(
-            "; ".join(f"{v.field}: {v.description}" for v in violations),
-            reasons.ERROR_REASON_INVALID_REQUEST,
-            metadata={"fields": fields},
-            violations=violations,
-        )
+        raise invalid_request(violations)
     for name in _caller_fields(request.DESCRIPTOR):
         if not _is_own(getattr(request, name), caller):
             raise PermissionDenied(
@@ -184,13 +178,19 @@ def _map_check(name: str, checks: Sequence[Check], rules: options_pb2.FieldRules
             yield "", f"has {len(pairs)} entries, at most {rules.max_items} are allowed"
             return
         for key, value in pairs.items():
-            if isinstance(key, str) and (problem := _no_control(key)):
+            if isinstance(key, str) and (problem := _key_problem(key, rules.max_key_length)):
                 yield "", f"a key {problem}"
             for one in checks:
                 if problem := one(value):
                     yield _key_path(key), problem
 
     return check
+
+
+def _key_problem(key: str, most: int) -> str | None:
+    if most and not 0 < len(key) <= most:
+        return f"has {len(key)} characters, 1 to {most} are allowed"
+    return _no_control(key)
 
 
 def _value_checks(field: FieldDescriptor, rules: options_pb2.FieldRules) -> list[Check]:
@@ -242,7 +242,7 @@ def _text_checks(rules: options_pb2.FieldRules) -> Iterator[Check]:
         yield lambda text: None if len(text) <= most else f"has {len(text)} characters, at most {most} are allowed"
     if rules.pattern:
         yield _pattern_check(re.compile(rules.pattern), rules.pattern_meaning)
-    if allowed := list(rules.__getattribute__("in")):
+    if allowed := list(getattr(rules, "in")):
         yield lambda text: None if text in allowed else f"must be one of {', '.join(allowed)}"
     if rules.uuid:
         yield _is_uuid

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from services.runtime.migrations import migrate
-from suite.postgres import EmbeddedPostgres, ServiceDatabase, prepare_database
+from suite.databases import ServiceDatabase, prepare_database
+from suite.postgres import EmbeddedPostgres
 from tests.auth.harness import Person, RunningAuth, make_settings, running_auth
 
 

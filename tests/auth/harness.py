@@ -21,7 +21,7 @@ from services.auth.__main__ import Assembly, assembled
 from services.auth.settings import AuthSettings
 from services.runtime.errors import ServiceError, from_rpc_error
 from services.runtime.peers import ServiceTokens
-from suite.postgres import ServiceDatabase
+from suite.databases import ServiceDatabase
 
 PASSWORD = "correct horse battery"
 CREDENTIALS = {"chat": "chat-credential", "memory": "memory-credential"}

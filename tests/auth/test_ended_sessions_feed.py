@@ -17,6 +17,7 @@ from parley.type.v1 import error_reason_pb2 as reasons
 from services.auth.ended_sessions import EndedSessions
 from services.auth.session_store import SessionStore
 from services.runtime.database import open_database
+from services.runtime.duties import beside
 from services.runtime.errors import ResourceExhausted, Unauthenticated, Unavailable, from_rpc_error
 from services.runtime.identity import TokenVerifier
 from services.runtime.peers import EndedSessionsFeed, RemoteKeys
@@ -29,7 +30,8 @@ OBEYED_WITHIN_SECONDS = 1.0
 @pytest.fixture
 async def feed(auth: RunningAuth) -> AsyncIterator[EndedSessionsFeed]:
     """What the memory service would follow."""
-    async with EndedSessionsFeed(auth.channel, auth.service_tokens("memory"), grace_seconds=60) as following:
+    following = EndedSessionsFeed(auth.channel, auth.service_tokens("memory"), grace_seconds=60)
+    async with beside(following.follow()):
         async with asyncio.timeout(5):
             while not following.is_current():  # noqa: ASYNC110 - the feed tells nobody that it is heard
                 await asyncio.sleep(0.01)
@@ -107,7 +109,8 @@ async def test_every_way_to_end_a_session_is_told(auth: RunningAuth, feed: Ended
 async def test_a_surplus_session_is_told(start_auth: StartAuth) -> None:
     auth = await start_auth(open_sessions_per_user=1)
     person = await auth.register()
-    async with EndedSessionsFeed(auth.channel, auth.service_tokens("chat"), grace_seconds=60) as feed:
+    feed = EndedSessionsFeed(auth.channel, auth.service_tokens("chat"), grace_seconds=60)
+    async with beside(feed.follow()):
         await auth.login(person.username)
         assert await is_told(feed, sid_of(person.tokens))
 

@@ -17,7 +17,7 @@ from services.auth.schema import metadata, refresh_tokens, sessions, signing_key
 from services.auth.session_store import SessionStore
 from services.runtime.database import Database, UnsafeRoleError, async_url, open_database
 from services.runtime.migrations import alembic_config, migrate
-from suite.postgres import ServiceDatabase
+from suite.databases import ServiceDatabase
 from tests.auth.harness import Person, RunningAuth, make_settings, running_auth
 
 

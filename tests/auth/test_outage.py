@@ -11,7 +11,8 @@ from psycopg import sql
 from parley.auth.v1 import auth_pb2
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.runtime.errors import Unavailable
-from suite.postgres import EmbeddedPostgres, ServiceDatabase
+from suite.databases import ServiceDatabase
+from suite.postgres import EmbeddedPostgres
 from tests.auth.harness import RunningAuth, make_settings, new_name, refusal, running_auth
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from parley.auth.v1 import auth_pb2, auth_pb2_grpc
 from services.runtime.process import explain
-from suite.postgres import ServiceDatabase
+from suite.databases import ServiceDatabase
 from tests.auth.harness import CHEAP_HASHES, CREDENTIALS, PASSWORD, bearer, make_settings, new_name, refusal, write_digests
 
 START_SECONDS = 15

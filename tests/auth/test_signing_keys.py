@@ -11,7 +11,7 @@ from parley.auth.v1 import auth_pb2
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.runtime.errors import Unauthenticated
 from services.runtime.identity import TokenVerifier
-from suite.postgres import ServiceDatabase
+from suite.databases import ServiceDatabase
 from tests.auth.harness import RunningAuth, make_settings, running_auth
 
 DAY_SECONDS = 86_400

@@ -8,7 +8,7 @@ import pytest
 
 from services.chat.settings import ChatSettings
 from simulator.server import Running, running
-from suite.postgres import ServiceDatabase
+from suite.databases import ServiceDatabase
 from tests.chat.peers import MemoryStandIn, running_auth, running_memory
 from tests.chat.service import ChatProcess, User, running_chat
 from tests.conftest import truncate

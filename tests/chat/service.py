@@ -13,12 +13,14 @@ from google.rpc import error_details_pb2, status_pb2
 from sqlalchemy import event
 
 from parley.chat.v1 import chat_pb2, chat_pb2_grpc, conversation_pb2, conversation_pb2_grpc
-from services.chat.__main__ import ChatServer, open_chat
+from services.chat.__main__ import chat_server, open_chat
 from services.chat.generations import Generations
 from services.chat.settings import ChatSettings
 from services.runtime.channels import open_channel
 from services.runtime.database import open_database
 from services.runtime.peers import ServiceTokens
+from services.runtime.server import GrpcServer
+from simulator.server import Running
 from tests.chat.peers import WORKLOADS
 from tests.issuer import Issuer, Metadata
 
@@ -106,7 +108,7 @@ def unpacked(error: grpc.aio.AioRpcError) -> Refusal:
 class ChatProcess:
     """One running chat."""
 
-    def __init__(self, issuer: Issuer, server: ChatServer, port: int, generations: Generations) -> None:
+    def __init__(self, issuer: Issuer, server: GrpcServer, port: int, generations: Generations) -> None:
         self.server = server
         self.generations = generations
         self.statements: list[str] = []
@@ -128,7 +130,7 @@ async def running_chat(settings: ChatSettings, issuer: Issuer) -> AsyncIterator[
         parts.push_async_callback(auth.close)
         tokens = ServiceTokens(auth, workload="chat", credential=WORKLOADS["chat"])
         chat = await open_chat(settings, parts, database=database, tokens=tokens)
-        server = ChatServer(settings, chat, issuer.verifier("chat"))
+        server = chat_server(settings, chat, issuer.verifier("chat"))
         process = ChatProcess(issuer, server, await server.start(), chat.generations)
         event.listen(
             database.engine.sync_engine,
@@ -147,3 +149,17 @@ async def eventually(condition: Callable[[], bool], *, within_seconds: float = 1
     while not condition():
         assert time.monotonic() < end, "it did not come to pass"
         await asyncio.sleep(0.02)
+
+
+async def inputs(simulator: Running) -> list[list[tuple[str, str]]]:
+    """What the provider was asked, request by request: role and text of each message."""
+    asked = await simulator.control.requests("responses")
+    return [[(one["role"], one["content"]) for one in request.body["input"]] for request in asked]
+
+
+async def held(simulator: Running, count: int = 1) -> None:
+    for _ in range(500):
+        if (await simulator.control.status()).held >= count:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("no reply is held")

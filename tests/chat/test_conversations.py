@@ -14,7 +14,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from psycopg import sql
 
 from parley.chat.v1 import conversation_pb2 as pb
-from suite.postgres import ServiceDatabase
+from suite.databases import ServiceDatabase
 from tests.chat.peers import MemoryStandIn
 from tests.chat.service import ChatProcess, User, eventually, refusal
 

@@ -7,10 +7,9 @@ import psycopg
 
 from simulator.control import Fault, ScriptedAnswer
 from simulator.server import Running
-from suite.postgres import ServiceDatabase
+from suite.databases import ServiceDatabase
 from tests.chat.conftest import Start
-from tests.chat.service import ChatProcess, Request, User, checked, eventually, refusal, text_of
-from tests.chat.test_turns import held
+from tests.chat.service import ChatProcess, Request, User, checked, eventually, held, refusal, text_of
 
 
 async def calls(simulator: Running) -> int:

@@ -10,7 +10,7 @@ from sqlalchemy import NullPool, create_engine
 from services.chat.schema import metadata
 from services.runtime.database import async_url, open_database
 from services.runtime.migrations import alembic_config, migrate
-from suite.postgres import ServiceDatabase
+from suite.databases import ServiceDatabase
 
 OURS = set(metadata.tables)
 

@@ -1,24 +1,17 @@
-"""Turns as a client sees them: answers, events, context, and what is refused."""
+"""Turns as a client sees them: answers, events, and what a reader may do."""
 
 import asyncio
-import uuid
 from typing import Any
 
 import grpc
 import pytest
 
 from parley.chat.v1 import conversation_pb2
-from simulator.control import Fault, Match, ScriptedAnswer
+from simulator.control import Match, ScriptedAnswer
 from simulator.server import Running
 from tests.chat.conftest import Start
 from tests.chat.peers import MemoryStandIn
-from tests.chat.service import ChatProcess, Request, User, eventually, refusal, text_of, unpacked
-
-
-async def inputs(simulator: Running) -> list[list[tuple[str, str]]]:
-    """What the provider was asked, request by request: role and text of each message."""
-    asked = await simulator.control.requests("responses")
-    return [[(one["role"], one["content"]) for one in request.body["input"]] for request in asked]
+from tests.chat.service import ChatProcess, Request, User, eventually, held, inputs, refusal, text_of, unpacked
 
 
 async def test_a_message_is_answered_and_both_are_saved(user: User, simulator: Running) -> None:
@@ -54,23 +47,6 @@ async def test_what_comes_in_one_read_is_one_event(user: User) -> None:
     assert len(events) < 100
 
 
-async def test_the_second_turn_carries_the_first_and_the_instructions(user: User, simulator: Running) -> None:
-    first = await user.create("My name is Ana.")
-    second = await user.create("What is my name?", conversation_id=first.conversation_id, instructions="Be brief.")
-    assert "Ana" in second.message.text
-    assert second.message.sequence == 4
-    asked = await inputs(simulator)
-    assert asked[1] == [
-        ("user", "My name is Ana."),
-        ("assistant", first.message.text),
-        ("user", "What is my name?"),
-    ]
-    bodies = [request.body for request in await simulator.control.requests("responses")]
-    assert "helpful assistant" in bodies[0]["instructions"]
-    assert bodies[1]["instructions"] == "Be brief."
-    assert bodies[1]["store"] is False
-
-
 async def test_options_of_the_request_reach_the_provider_and_others_are_not_sent(user: User, simulator: Running) -> None:
     await user.create("Hi")
     await user.create("Hi", model="o4-mini", reasoning_effort="low", max_output_tokens=64, temperature=0.5)
@@ -95,67 +71,6 @@ async def test_a_reply_at_the_token_limit_is_complete_as_an_event_and_marked_inc
     reply = events[-1].completed.message
     assert (reply.status, reply.incomplete_reason) == ("incomplete", "MAX_OUTPUT_TOKENS")
     assert len(reply.text.split()) == 16
-
-
-async def test_without_memory_the_turn_goes_on_with_chats_own_messages(
-    user: User, simulator: Running, memory: MemoryStandIn
-) -> None:
-    first = await user.create("My name is Ana.")
-    memory.is_away = True
-    events = await user.stream("What is my name?", conversation_id=first.conversation_id)
-    assert events[0].started.degraded == ["memory"]
-    assert "Ana" in text_of(events)
-    assert len((await inputs(simulator))[1]) == 3
-
-
-async def test_a_slow_memory_is_not_waited_for(start_chat: Start, memory: MemoryStandIn) -> None:
-    memory.delay_seconds = 0.8
-    async with start_chat(memory_timeout_seconds=0.2) as chat:
-        async with asyncio.timeout(0.7):
-            events = await chat.user().stream("Hi")
-        memory.delay_seconds = 0
-    assert events[0].started.degraded == ["memory"]
-
-
-async def test_what_memory_does_not_know_yet_is_added(user: User, simulator: Running, memory: MemoryStandIn) -> None:
-    first = await user.create("First")
-    await eventually(lambda: len(memory.turns.get(first.conversation_id, {})) == 2)
-    memory.refuses_turns = True
-    second = await user.create("Second", conversation_id=first.conversation_id)
-    await user.create("Third", conversation_id=first.conversation_id)
-    assert [text for _, text in (await inputs(simulator))[2]] == [
-        "First", first.message.text, "Second", second.message.text, "Third",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("after_tokens", [0, 2])
-async def test_a_reply_that_memory_holds_in_an_old_revision_is_told_anew(
-    user: User, simulator: Running, memory: MemoryStandIn, after_tokens: int
-) -> None:
-    fault = Fault(kind="cut", after_tokens=after_tokens)
-    await simulator.control.script(ScriptedAnswer(text="One two three", fault=fault))
-    await refusal(user.create("Hi", request_id="again"))
-    await eventually(lambda: any(len(known) == 2 for known in memory.turns.values()))
-    conversation_id = next(iter(memory.turns))
-    memory.refuses_turns = True
-    await simulator.control.script(ScriptedAnswer(text="Whole."))
-    again = await user.create("Hi", request_id="again")
-    assert (again.conversation_id, again.message.text) == (conversation_id, "Whole.")
-    await user.create("More", conversation_id=conversation_id)
-    assert [text for _, text in (await inputs(simulator))[-1]] == ["Hi", "Whole.", "More"]
-
-
-async def test_the_context_stays_within_the_budget_and_the_new_message_is_always_in(
-    start_chat: Start, simulator: Running, memory: MemoryStandIn
-) -> None:
-    async with start_chat(context_token_budget=100) as chat:
-        user = chat.user()
-        memory.is_away = True
-        said = [{"role": role, "text": f"{number} " + "x" * 120} for number, role in enumerate(["user", "assistant"] * 3)]
-        await user.create(messages=[*said, {"role": "user", "text": "y" * 2000}])
-    asked = (await inputs(simulator))[0]
-    assert [text.split(" ")[0] for _, text in asked[:-1]] == ["4", "5"]
-    assert asked[-1] == ("user", "y" * 2000)
 
 
 async def test_a_client_that_leaves_changes_nothing(user: User) -> None:
@@ -186,27 +101,6 @@ def fields(request: Request) -> dict[str, Any]:
     return {descriptor.name: value for descriptor, value in request.ListFields()}
 
 
-async def test_two_turns_at_once_in_one_conversation_are_refused(user: User, simulator: Running) -> None:
-    first = await user.create("Hi")
-    await simulator.control.script(ScriptedAnswer(text="Slow", hold_after_tokens=0))
-    running = asyncio.create_task(user.stream("One", conversation_id=first.conversation_id))
-    await held(simulator)
-    refused = await refusal(user.create("Two", conversation_id=first.conversation_id))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.ABORTED, "CONVERSATION_BUSY")
-    assert refused.metadata == {"conversation_id": first.conversation_id}
-    await simulator.control.release()
-    await running
-    assert len(await user.messages(first.conversation_id)) == 4
-
-
-async def held(simulator: Running, count: int = 1) -> None:
-    for _ in range(500):
-        if (await simulator.control.status()).held >= count:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("no reply is held")
-
-
 async def test_a_deletion_cancels_the_reply_that_is_being_written(
     user: User, simulator: Running, memory: MemoryStandIn
 ) -> None:
@@ -228,70 +122,12 @@ async def test_a_deletion_cancels_the_reply_that_is_being_written(
     await eventually(lambda: {one.id for one in listed.conversations} <= memory.forgotten)
 
 
-async def test_more_replies_than_the_process_may_write_are_refused(start_chat: Start, simulator: Running) -> None:
-    async with start_chat(max_generations=1) as chat:
-        await simulator.control.script(ScriptedAnswer(text="Slow", hold_after_tokens=0))
-        running = asyncio.create_task(chat.user().stream("One"))
-        await held(simulator)
-        refused = await refusal(chat.user().create("Two"))
-        assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_GENERATIONS")
-        assert refused.retry_seconds is not None
-        await simulator.control.release()
-        await running
-        assert (await chat.user().create("Two")).message.status == "complete"
-
-
 async def test_silence_is_filled_with_heartbeats(start_chat: Start) -> None:
     async with start_chat(heartbeat_seconds=0.1) as chat:
         events = [one async for one in chat.user().open_stream("Count", model="sim-3-0-500")]
     kinds = [one.WhichOneof("event") for one in events]
     assert 3 <= kinds.count("heartbeat") <= 6
     assert kinds[0] == "started"
-
-
-REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({}, "message"),
-    ({"message": "Hi", "messages": [{"role": "user", "text": "Hi"}]}, "message"),
-    ({"message": "x" * 10_001}, "message"),
-    ({"message": "a\x00b"}, "message"),
-    ({"messages": [{"role": "assistant", "text": "Hi"}]}, "messages"),
-    ({"messages": [{"role": "user", "text": "Hi"}] * 101}, "messages"),
-    ({"messages": [{"role": "user", "text": "Hi"}] * 2, "conversation_id": str(uuid.uuid4())}, "messages"),
-    ({"message": "Hi", "conversation_id": "seven"}, "conversation_id"),
-    ({"message": "Hi", "request_id": "x" * 201}, "request_id"),
-    ({"message": "Hi", "reasoning_effort": "huge"}, "reasoning_effort"),
-    ({"message": "Hi", "max_output_tokens": 1}, "max_output_tokens"),
-    ({"message": "Hi", "temperature": 2.5}, "temperature"),
-    ({"message": "Hi", "metadata": {"k" * 65: "v"}}, "metadata"),
-    ({"message": "Hi", "metadata": {"k": "v" * 513}}, "metadata"),
-    ({"message": "Hi", "metadata": {str(number): "v" for number in range(17)}}, "metadata"),
-]
-
-
-@pytest.mark.parametrize(("asked", "field"), REFUSED)
-async def test_a_request_that_breaks_a_rule_is_refused_by_field(user: User, asked: dict[str, Any], field: str) -> None:
-    refused = await refusal(user.create(**asked))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
-    assert any(field in named for named in refused.fields), refused.fields
-    streamed = user.open_stream(**asked)
-    assert (await refusal(anext(aiter(streamed)))).fields == refused.fields
-
-
-async def test_the_longest_message_is_taken(user: User) -> None:
-    assert (await user.create("ä" * 10_000)).message.status == "complete"
-
-
-async def test_somebody_elses_conversation_does_not_exist(chat: ChatProcess) -> None:
-    theirs = await chat.user().create("Mine")
-    refused = await refusal(chat.user().create("Hi", conversation_id=theirs.conversation_id))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "CONVERSATION_NOT_FOUND")
-    assert (await refusal(chat.user().create("Hi", conversation_id=str(uuid.uuid4())))).reason == refused.reason
-
-
-async def test_nobody_is_answered_without_identity(chat: ChatProcess) -> None:
-    user = chat.user()
-    user.metadata = ()
-    assert (await refusal(user.create("Hi"))).code is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_a_reader_that_is_behind_when_the_reply_is_let_go_is_cut_and_finds_it_saved(start_chat: Start) -> None:
@@ -335,22 +171,6 @@ async def test_a_process_that_drains_begins_nothing_and_saves_what_it_has(start_
         assert len((await user.messages(events[0].started.conversation_id))[1].text) > 0
 
 
-async def test_memory_is_told_every_turn_in_the_users_name(user: User, memory: MemoryStandIn) -> None:
-    said = [{"role": role, "text": f"{number}"} for number, role in enumerate(["user", "assistant"] * 49)]
-    first = await user.create(messages=[*said, {"role": "user", "text": "Last"}])
-    conversation_id = first.conversation_id
-    await eventually(lambda: len(memory.turns.get(conversation_id, {})) == 100)
-    await refusal(user.create("Fails", conversation_id=conversation_id, model="sim-9-0-0-cut-2"))
-    await eventually(lambda: len(memory.turns[conversation_id]) == 102)
-    known = memory.turns[conversation_id]
-    messages = await user.messages(conversation_id)
-    assert [(one.id, one.role, one.text) for one in messages] == [
-        (known[sequence].message_id, known[sequence].role, known[sequence].text) for sequence in range(1, 103)
-    ]
-    assert memory.users[conversation_id] == user.id
-    assert known[102].text.split() == ["tok0", "tok1"]
-
-
 async def test_a_deletion_reaches_the_reply_that_another_process_writes(start_chat: Start, simulator: Running) -> None:
     async with start_chat(lease_renew_seconds=0.2) as here, start_chat(heartbeat_seconds=0.1) as there:
         user = here.user()
@@ -364,14 +184,6 @@ async def test_a_deletion_reaches_the_reply_that_another_process_writes(start_ch
         await user.at(there).delete(listed.conversations[0].id)
         for events in (await running, await following):
             assert events[-1].WhichOneof("event") == "cancelled"
-
-
-async def test_without_auth_memory_is_not_waited_for_either(start_chat: Start) -> None:
-    async with start_chat(auth_target="ipv4:192.0.2.1:1", memory_timeout_seconds=0.3) as chat:
-        async with asyncio.timeout(2):
-            events = await chat.user().stream("Hi")
-    assert events[0].started.degraded == ["memory"]
-    assert events[-1].WhichOneof("event") == "completed"
 
 
 async def test_many_streams_at_once_lose_and_double_nothing(chat: ChatProcess) -> None:

@@ -19,7 +19,7 @@ import pytest
 from parley.chat.v1 import chat_pb2
 from simulator.control import ScriptedAnswer
 from simulator.server import Running, running
-from suite.postgres import ServiceDatabase
+from suite.databases import ServiceDatabase
 from tests.chat.peers import WORKLOADS, MemoryStandIn, running_auth, running_memory
 from tests.chat.service import User, checked, text_of
 from tests.conftest import truncate

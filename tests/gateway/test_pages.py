@@ -106,6 +106,7 @@ async def test_openapi_document_says_what_the_contract_says(client: httpx2.Async
     assert request["reasoning_effort"]["enum"] == ["minimal", "low", "medium", "high"]
     assert (request["temperature"]["minimum"], request["temperature"]["maximum"]) == (0, 2)
     assert request["metadata"]["maxProperties"] == 16
+    assert request["metadata"]["propertyNames"] == {"minLength": 1, "maxLength": 64}
     stream = document["paths"]["/api/v1/chat/stream"]["post"]
     assert set(stream["responses"]["200"]["content"]) == {"text/event-stream", "application/x-ndjson"}
     assert stream["security"] == [{"bearer": []}]

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 
 from services.memory.settings import MemorySettings
-from suite.postgres import ServiceDatabase
+from suite.databases import ServiceDatabase
 from tests.conftest import truncate
 from tests.issuer import Issuer
 from tests.memory.service import MemoryService, running_memory

@@ -8,7 +8,7 @@ from psycopg import sql
 from redis.asyncio import Redis
 
 from services.memory.turns import ConversationKey
-from suite.postgres import ServiceDatabase
+from suite.databases import ServiceDatabase
 from tests.memory.conftest import Start
 from tests.memory.service import MemoryService, message, new_id, turn
 

@@ -11,7 +11,7 @@ from services.memory.schema import metadata
 from services.memory.store import TurnStore
 from services.memory.turns import ConversationKey
 from services.runtime.database import async_url, open_database
-from suite.postgres import ServiceDatabase
+from suite.databases import ServiceDatabase
 from tests.memory.service import MemoryService, message, new_id
 
 TABLES = ("conversations", "turns", "forgotten_turns", "pending_evictions")

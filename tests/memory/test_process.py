@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2
 
 from services.memory.settings import MemorySettings
 from services.runtime.process import read_settings
-from suite.postgres import ServiceDatabase
+from suite.databases import ServiceDatabase
 from tests.memory.service import eventually
 
 

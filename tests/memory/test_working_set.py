@@ -13,10 +13,11 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from services.memory.evictions import EvictionSweep
+from services.memory.evictions import sweep_evictions
 from services.memory.turns import ConversationKey
-from suite.postgres import ServiceDatabase
-from suite.redis import Kind, RedisServer, available_kinds, running_redis, start_redis, stop_redis
+from services.runtime.duties import beside
+from suite.databases import ServiceDatabase
+from suite.redis import Kind, RedisServer, available_kinds, running_redis, start_redis
 from tests.memory.conftest import Start
 from tests.memory.service import MemoryService, eventually, message, new_id, turn
 from tests.memory.test_invalidate_context import CANARY, keys_with, rows_with
@@ -108,7 +109,7 @@ async def test_a_redis_that_comes_back_with_old_data_shows_none_of_it(
         conversation_id, deleted = new_id(), new_id()
         await memory.record(conversation_id, turn(1))
         await memory.record(deleted, turn(1))
-        await stop_redis(own_redis)
+        await own_redis.stop()
         shutil.copytree(tmp_path / "redis", tmp_path / "old", ignore=shutil.ignore_patterns("*.sock", "*.pid"))
         await memory.record(conversation_id, turn(2))
         await memory.forget(deleted)
@@ -122,7 +123,7 @@ async def test_a_redis_that_comes_back_with_old_data_shows_none_of_it(
                 if counted("read", "hit") > hits:
                     break  # what it holds now is new
         finally:
-            await stop_redis(back)
+            await back.stop()
 
 
 async def test_a_redis_that_was_emptied_costs_one_reading(memory: MemoryService, redis_url: str) -> None:
@@ -210,7 +211,7 @@ async def test_text_deleted_while_redis_hung_goes_when_it_is_back(
             assert await memory.forget(conversation_id) == 2
         finally:
             os.kill(own_redis.process.pid, signal.SIGCONT)
-        async with EvictionSweep(memory.memory, interval_seconds=0.02):
+        async with beside(sweep_evictions(memory.memory, interval_seconds=0.02)):
             async for _ in eventually():
                 if not await memory.memory._store.owed_evictions(10):
                     break
@@ -256,7 +257,7 @@ async def test_losing_and_regaining_redis_is_told_once_each(
         conversation_id = new_id()
         with capture_logs() as lines:
             await memory.record(conversation_id, turn(1))
-            await stop_redis(own_redis)
+            await own_redis.stop()
             for _ in range(5):
                 await memory.texts(conversation_id)
                 await asyncio.sleep(0.02)

@@ -1,11 +1,10 @@
 """What the runtime needs of auth, on a real server: keys, tokens, the feed of ended sessions. It counts."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -16,6 +15,7 @@ from parley.auth.v1 import auth_pb2, auth_pb2_grpc
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.runtime.calls import current_caller, current_request_id
 from services.runtime.errors import PermissionDenied, Unauthenticated
+from services.runtime.peers import ServiceTokens
 from services.runtime.server import GrpcServer, Mount
 from tests.issuer import Issuer
 
@@ -104,3 +104,23 @@ def auth_server(twin: AuthTwin, address: str) -> GrpcServer:
 
 def _add_keys(servicer: Any, server: grpc.aio.Server) -> None:
     auth_pb2_grpc.add_AuthServiceServicer_to_server(servicer, server)
+
+
+@dataclass
+class Auth:
+    """The twin, its server, and a channel to it."""
+
+    twin: AuthTwin
+    server: GrpcServer
+    port: int
+    channel: grpc.aio.Channel
+
+    def tokens(self, credential: str = CREDENTIAL) -> ServiceTokens:
+        return ServiceTokens(self.channel, workload="chat", credential=credential)
+
+    async def go(self) -> None:
+        await self.server.stop(wait_seconds=0, drain_seconds=0)
+
+    async def come_back(self) -> None:
+        self.server = auth_server(self.twin, f"127.0.0.1:{self.port}")
+        await self.server.start()

@@ -1,6 +1,7 @@
 """The probe service, served by the real server with the real interceptors, and a database of the tests' own."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -9,12 +10,14 @@ import grpc
 import pytest
 import structlog
 
+from services.runtime.channels import open_channel
 from services.runtime.database import Database, open_database
 from services.runtime.migrations import migrate
 from suite.databases import ServiceDatabase, prepare_database
 from suite.postgres import EmbeddedPostgres
 from tests.conftest import truncate
 from tests.issuer import Issuer
+from tests.runtime.auth_twin import Auth, AuthTwin, auth_server
 from tests.runtime.probe import Client, Probe, probe_server
 
 
@@ -73,3 +76,21 @@ async def database(scratch: ServiceDatabase) -> AsyncIterator[Database]:
     opened = open_database(scratch.url, pool_size=2)
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+async def auth(trusted: Issuer) -> AsyncIterator[Auth]:
+    twin = AuthTwin(trusted)
+    server = auth_server(twin, "127.0.0.1:0")
+    port = await server.start()
+    async with open_channel(f"ipv4:127.0.0.1:{port}", audience="auth", tokens=None, timeout_seconds=5) as channel:
+        made = Auth(twin, server, port, channel)
+        yield made
+        await made.go()
+
+
+async def until(condition: Any, seconds: float = 5) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.01)

@@ -1,7 +1,5 @@
 """A service of its own for the tests of the runtime, compiled from probe.proto into a descriptor pool of its own."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -138,12 +136,12 @@ def _serialized(request: Message | bytes) -> bytes:
     return request if isinstance(request, bytes) else request.SerializeToString()
 
 
-def probe_server(probe: Probe, issuer: Issuer, *, audience: str = "probe", slow_call_seconds: float = 2) -> GrpcServer:
+def probe_server(probe: Probe, issuer: Issuer, *, audience: str = "probe", **options: Any) -> GrpcServer:
     return GrpcServer(
         address="127.0.0.1:0",
         mounts=[Mount(add, probe, service())],
         verifier=issuer.verifier(audience),
-        slow_call_seconds=slow_call_seconds,
+        **options,
     )
 
 
@@ -151,3 +149,16 @@ async def caller_as_reply(_request: Any, _context: Context) -> Message:
     """Answers with who calls, as the handler sees it."""
     caller = current_call().caller
     return reply(text=f"{caller.user_id}/{caller.service}/{','.join(sorted(caller.roles))}")  # type: ignore[no-any-return]
+
+
+def raising(error: BaseException) -> Probe:
+    """A probe whose every call fails; its stream after one message."""
+
+    async def answer(_request: Any, _context: Any) -> Any:
+        raise error
+
+    async def follow(_request: Any, _context: Any) -> AsyncGenerator[Any, None]:
+        yield reply(number=1)
+        raise error
+
+    return Probe(answer, follow)

@@ -1,7 +1,5 @@
 """What an error answer says, taken apart for tests."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any

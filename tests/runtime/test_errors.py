@@ -2,28 +2,28 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Any
 
 import grpc
 import psycopg
 import pytest
 from google.rpc import error_details_pb2
-from sqlalchemy import exc, text
+from sqlalchemy import exc
 from structlog.testing import capture_logs
 
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.runtime import errors
-from services.runtime.database import Database, open_database
 from services.runtime.errors import FieldViolation, ServiceError, from_status, reason_name, to_status
-from suite.databases import ServiceDatabase
 from tests.runtime import probe
 from tests.runtime.conftest import Serve
 from tests.runtime.status import Refusal, read_refusal, refused
 
 SECRET = "the-secret-text-of-an-exception"
+
+
 USER = str(uuid.uuid4())
+
+
 KINDS = {
     errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
@@ -36,17 +36,6 @@ KINDS = {
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.Internal: grpc.StatusCode.INTERNAL,
 }
-
-
-def _raising(error: BaseException) -> probe.Probe:
-    async def answer(_request: Any, _context: Any) -> Any:
-        raise error
-
-    async def follow(_request: Any, _context: Any) -> AsyncGenerator[Any, None]:
-        yield probe.reply(number=1)
-        raise error
-
-    return probe.Probe(answer, follow)
 
 
 def _everything(kind: type[ServiceError]) -> ServiceError:
@@ -62,7 +51,7 @@ def _everything(kind: type[ServiceError]) -> ServiceError:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_service_error_arrives_whole(serve: Serve, kind: type[ServiceError], streamed: bool) -> None:  # noqa: FBT001
-    client = await serve(_raising(_everything(kind)))
+    client = await serve(probe.raising(_everything(kind)))
     metadata = client.issuer.as_user(USER)
     call = client.follow(probe.request(), metadata) if streamed else client.call("ForUsers", probe.request(), metadata)
     error = await refused(call)
@@ -73,7 +62,7 @@ async def test_a_service_error_arrives_whole(serve: Serve, kind: type[ServiceErr
 
 
 async def test_an_error_without_delay_or_violations_says_nothing_of_them(serve: Serve) -> None:
-    client = await serve(_raising(errors.NotFound("Not there.", reasons.ERROR_REASON_USER_NOT_FOUND)))
+    client = await serve(probe.raising(errors.NotFound("Not there.", reasons.ERROR_REASON_USER_NOT_FOUND)))
     error = await refused(client.call("ForAnybody", probe.request()))
     assert (dict(error.violations), error.retry_delay) == ({}, None)
     assert "retry-after" not in error.trailers
@@ -82,13 +71,13 @@ async def test_an_error_without_delay_or_violations_says_nothing_of_them(serve: 
 @pytest.mark.parametrize(("seconds", "header"), [(0, "1"), (0.01, "1"), (1, "1"), (1.2, "2"), (60, "60")])
 async def test_retry_after_is_whole_seconds_rounded_up(serve: Serve, seconds: float, header: str) -> None:
     limit = errors.ResourceExhausted("Slowly.", reasons.ERROR_REASON_TOO_MANY_GENERATIONS, retry_delay_seconds=seconds)
-    client = await serve(_raising(limit))
+    client = await serve(probe.raising(limit))
     error = await refused(client.call("ForAnybody", probe.request()))
     assert (error.trailers["retry-after"], error.retry_delay) == (header, seconds)
 
 
 async def test_what_came_before_a_stream_breaks_is_kept(serve: Serve) -> None:
-    client = await serve(_raising(_everything(errors.Aborted)))
+    client = await serve(probe.raising(_everything(errors.Aborted)))
     numbers = []
     with pytest.raises(grpc.aio.AioRpcError) as caught:  # noqa: PT012 - what came before counts
         async for one in client.follow(probe.request(), client.issuer.as_user(USER)):
@@ -112,7 +101,7 @@ UNKNOWN = [
 @pytest.mark.parametrize("error", UNKNOWN, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_an_unknown_exception_says_only_the_request_id(serve: Serve, error: Exception, streamed: bool) -> None:  # noqa: FBT001
-    client = await serve(_raising(error))
+    client = await serve(probe.raising(error))
     metadata = (*client.issuer.as_user(USER), ("x-request-id", "asked-for-1"))
     request = probe.request(text="a text of the user")
     call = client.follow(request, metadata) if streamed else client.call("ForUsers", request, metadata)
@@ -137,7 +126,7 @@ async def test_a_handlers_own_timeout_is_a_passed_deadline(serve: Serve) -> None
 
 
 async def test_a_handler_that_is_cancelled_from_inside_ends_its_call(serve: Serve) -> None:
-    client = await serve(_raising(asyncio.CancelledError()))
+    client = await serve(probe.raising(asyncio.CancelledError()))
     for call in (
         client.call("ForAnybody", probe.request(), timeout=None),
         client.follow(probe.request(), client.issuer.as_user(USER), timeout=None),
@@ -146,117 +135,9 @@ async def test_a_handler_that_is_cancelled_from_inside_ends_its_call(serve: Serv
             assert (await refused(call)).info.reason == "INTERNAL_FAULT"
 
 
-def _querying(database: Database, *statements: str) -> probe.Probe:
-    async def answer(_request: Any, _context: Any) -> Any:
-        async with database.service_transaction() as connection:
-            for statement in statements:
-                await connection.execute(text(statement))
-        return probe.reply()
-
-    return probe.Probe(answer)
-
-
-FAILING = {
-    "statement timeout": (
-        ("set local statement_timeout = 50", "select pg_sleep(5)"),
-        "DEADLINE_EXCEEDED",
-        "DEADLINE_PASSED",
-    ),
-    "lock timeout": (
-        ("set local lock_timeout = 50", "select number from places where name = 'held' for update"),
-        "ABORTED",
-        "CONFLICT",
-    ),
-    "own connection killed": (
-        ("select pg_terminate_backend(pg_backend_pid())",),
-        "UNAVAILABLE",
-        "DEPENDENCY_UNAVAILABLE",
-    ),
-    "idle in transaction": (
-        ("set local idle_in_transaction_session_timeout = 1", "select pg_sleep(0)", "SLEEP"),
-        "UNAVAILABLE",
-        "DEPENDENCY_UNAVAILABLE",
-    ),
-    "read-only transaction": (
-        ("set local transaction_read_only = on", "insert into places values ('x', 1)"),
-        "UNAVAILABLE",
-        "DEPENDENCY_UNAVAILABLE",
-    ),
-    "broken constraint": (
-        ("insert into notes (user_id, text) values (uuidv7(), 'forbidden')",),
-        "INTERNAL",
-        "INTERNAL_FAULT",
-    ),
-    "bad statement": (("select nothing from nowhere",), "INTERNAL", "INTERNAL_FAULT"),
-}
-
-
-@pytest.mark.parametrize("name", FAILING)
-async def test_driver_errors_get_a_status_of_their_own(
-    serve: Serve, database: Database, scratch: ServiceDatabase, name: str
-) -> None:
-    statements, code, reason = FAILING[name]
-
-    async def answer(_request: Any, _context: Any) -> Any:
-        async with database.service_transaction() as connection:
-            for statement in statements:
-                if statement == "SLEEP":
-                    await asyncio.sleep(0.1)
-                else:
-                    await connection.execute(text(statement))
-        return probe.reply()
-
-    async with await psycopg.AsyncConnection.connect(scratch.url) as other:
-        await other.execute("insert into places values ('held', 1)")
-        await other.commit()
-        await other.execute("select number from places where name = 'held' for update")
-        client = await serve(probe.Probe(answer))
-        error = await refused(client.call("ForAnybody", probe.request()))
-    assert (error.code.name, error.info.reason) == (code, reason)
-    assert not any(word in error.everything() for word in ("select", "insert", "nowhere", "notes", "psycopg"))
-
-
-async def test_two_serializable_changes_that_meet_are_aborted(
-    serve: Serve, database: Database, scratch: ServiceDatabase
-) -> None:
-    async with await psycopg.AsyncConnection.connect(scratch.url) as other:
-        await other.execute("insert into places values ('counter', 1)")
-        await other.commit()
-
-        async def answer(_request: Any, _context: Any) -> Any:
-            async with database.service_transaction() as connection:
-                await connection.execute(text("commit"))
-                await connection.execute(text("begin isolation level repeatable read"))
-                await connection.execute(text("select number from places"))
-                await other.execute("update places set number = number + 1")
-                await other.commit()
-                await connection.execute(text("update places set number = number + 1"))
-
-        client = await serve(probe.Probe(answer))
-        error = await refused(client.call("ForAnybody", probe.request()))
-    assert (error.code, error.info.reason) == (grpc.StatusCode.ABORTED, "CONFLICT")
-
-
-async def test_a_pool_that_stays_busy_is_unavailable(serve: Serve) -> None:
-    client = await serve(_raising(exc.TimeoutError(f"QueuePool limit {SECRET}")))
-    error = await refused(client.call("ForAnybody", probe.request()))
-    assert (error.code, error.info.reason) == (grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
-    assert SECRET not in error.everything()
-
-
-async def test_a_database_that_is_away_is_unavailable(serve: Serve, tmp_path: Path) -> None:
-    away = open_database(f"postgresql://somebody:a-password@/nowhere?host={tmp_path}")
-    client = await serve(_querying(away, "select 1"))
-    error = await refused(client.call("ForAnybody", probe.request()))
-    await away.close()
-    assert (error.code, dict(error.info.metadata)) == (grpc.StatusCode.UNAVAILABLE, {"dependency": "database"})
-    assert error.retry_delay == 1
-    assert "a-password" not in error.everything()
-
-
 async def _answered(serve: Serve, error: Exception) -> Refusal:
     """What a service answers that let an error of another service through."""
-    inner = await serve(_raising(error))
+    inner = await serve(probe.raising(error))
 
     async def answer(_request: Any, _context: Any) -> Any:
         return await inner.call("ForAnybody", probe.request())
@@ -302,7 +183,7 @@ async def test_many_violations_and_long_texts_still_fit_the_trailers(serve: Serv
     client = await serve()
     error = await refused(client.call("ForAnybody", probe.request(parts=parts, parts_by_name={"é" * 9000: {"role": "x"}})))
     assert (error.code, len(error.violations)) == (grpc.StatusCode.INVALID_ARGUMENT, 10)
-    client = await serve(_raising(errors.Internal("é" * 100_000, reasons.ERROR_REASON_INTERNAL_FAULT)))
+    client = await serve(probe.raising(errors.Internal("é" * 100_000, reasons.ERROR_REASON_INTERNAL_FAULT)))
     error = await refused(client.call("ForAnybody", probe.request()))
     assert (error.code, error.message) == (grpc.StatusCode.INTERNAL, "é" * 500)
 

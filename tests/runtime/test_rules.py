@@ -39,6 +39,7 @@ GOOD: dict[str, list[dict[str, Any]]] = {
     "number": [{"temperature": 0}, {"temperature": 2}, {"sequence": -1}, {"sequence": 0}, {"ratio": 1}],
     "list": [{"tags": []}, {"tags": ["", "abcd", "x"]}, {"weights": [0, 1, 0.5]}],
     "map": [{"labels": {"any": "four", "": ""}}, {"parts_by_name": {"a": {"role": "user"}}}],
+    "keys": [{"counts": {}}, {"counts": {"a": 1, "🙂🙂🙂": 2}}],
     "nested": [{"part": {"role": "user", "inner": {"role": "user"}}}, {"parts": [{"role": "user"}]}],
     "oneof": [{"first": ""}, {"first": "abc"}, {"second": {"role": "user"}}],
     "time": [{"time": {"seconds": 253_402_300_799, "nanos": 999_999_999}}, {"time": {"seconds": -62_135_596_800}}],
@@ -89,6 +90,9 @@ BAD: list[tuple[dict[str, Any], dict[str, str]]] = [
     ({"labels": {"a": "b", "c": "d", "e": "f"}}, {"labels": "has 3 entries, at most 2"}),
     ({"labels": {"a": "abcde"}}, {"labels['a']": "at most 4"}),
     ({"labels": {"a\0": "b"}}, {"labels": "a key holds a control character"}),
+    ({"counts": {"abcd": 1}}, {"counts": "a key has 4 characters, 1 to 3 are allowed"}),
+    ({"counts": {"": 1}}, {"counts": "a key has 0 characters"}),
+    ({"counts": {"a\0": 1}}, {"counts": "a key holds a control character"}),
     ({"parts_by_name": {"a": {"role": "x"}}}, {"parts_by_name['a'].role": "one of user"}),
     ({"parts_by_name": {"k\0": {"role": "user"}}}, {"parts_by_name": "a key holds a control character"}),
     ({"parts": [{"role": "user"}, {}]}, {"parts[1].role": "is required"}),
@@ -214,6 +218,7 @@ def _random_fields(chance: random.Random) -> dict[str, Any]:
         "tags": lambda: [text() for _ in range(chance.randrange(6))],
         "weights": lambda: [chance.choice(REALS) for _ in range(chance.randrange(6))],
         "labels": lambda: {text(): text() for _ in range(chance.randrange(5))},
+        "counts": lambda: {chance.choice("abc") * chance.randrange(1, 5): 1 for _ in range(chance.randrange(3))},
         "parts_by_name": lambda: {text(): part() for _ in range(chance.randrange(4))},
         "parts": lambda: [part() for _ in range(chance.randrange(60))],
         "part": part,
@@ -221,7 +226,7 @@ def _random_fields(chance: random.Random) -> dict[str, Any]:
         "duration": moment,
         "needy": lambda: {"text": text(), "number": chance.choice(NUMBERS), "items": [text()], "time": moment()},
     }
-    return {name: make() for name, make in makers.items() if chance.random() < 0.4}
+    return {name: make() for name, make in makers.items() if chance.random() < 0.2}
 
 
 def _verdict(request: Any, caller: Caller) -> str:

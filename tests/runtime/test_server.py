@@ -1,6 +1,7 @@
 """The server: what it refuses to serve, health, the ordered drain, reflection."""
 
 import asyncio
+import signal
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
@@ -10,9 +11,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from structlog.testing import capture_logs
 
 from parley.memory.v1 import memory_pb2, memory_pb2_grpc
-from services.runtime.server import ContractError, GrpcServer, Mount
+from services.runtime.duties import beside
+from services.runtime.server import ContractError, GrpcServer, Mount, serve
+from services.runtime.settings import ServerSettings
 from tests.issuer import Issuer
 from tests.runtime import probe
 
@@ -112,6 +116,50 @@ async def test_what_outlasts_the_drain_is_cut(trusted: Issuer) -> None:
         assert 0.25 < time.monotonic() - begin < 3
         with pytest.raises(grpc.aio.AioRpcError):
             await stream.read()
+
+
+async def test_the_drain_ends_what_would_not_end_by_itself(trusted: Issuer) -> None:
+    away, told = asyncio.Event(), list[float]()
+
+    async def send_away(drain_seconds: float) -> None:
+        told.append(drain_seconds)
+        away.set()
+
+    server = probe.probe_server(probe.Probe(follow=_follow_until(away)), trusted, on_drain=send_away)
+    port = await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stream = probe.Client(channel, trusted, port).follow(probe.request(), trusted.as_user(USER), timeout=None)
+        assert (await stream.read()).number == 1
+        begin = time.monotonic()
+        await server.stop(wait_seconds=0, drain_seconds=10)
+        assert (await stream.read()).number == 2
+        assert await stream.read() is grpc.aio.EOF
+    assert told == [10]
+    assert time.monotonic() - begin < 5
+
+
+async def test_a_standing_duty_that_fails_stops_the_server_in_order(trusted: Issuer) -> None:
+    server = probe.probe_server(probe.Probe(), trusted)
+    settings = ServerSettings.model_validate(
+        {
+            "listen_address": "127.0.0.1:0",
+            "metrics_address": "127.0.0.1:0",
+            "database_url": "postgresql://x@/x",
+            "drain_wait_seconds": 0,
+            "drain_seconds": 1,
+        }
+    )
+
+    async def fail() -> None:
+        await asyncio.sleep(0.3)
+        raise LookupError("unforeseen")
+
+    with capture_logs() as logs, pytest.raises(LookupError, match="unforeseen"):
+        async with beside(fail()):
+            await serve(server, settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().remove_signal_handler(number)
+    assert [one["event"] for one in logs] == ["server.started", "server.stopping", "server.stopped"]
 
 
 async def test_reflection_lists_what_is_served(trusted: Issuer) -> None:

@@ -1,7 +1,5 @@
 """One simulator for the folder, reset around every test; an unconsumed scripted answer fails the test that left it."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 
 import httpx2

@@ -1,7 +1,5 @@
 """Strict validation of what the simulator sends, by the SDK's own types: every field typed, none unknown, none missing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

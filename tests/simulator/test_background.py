@@ -1,7 +1,5 @@
 """Background responses: they go on without their reader, are resumed by sequence number, and can be cancelled."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any

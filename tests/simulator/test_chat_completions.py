@@ -1,7 +1,5 @@
 """POST /v1/chat/completions: the object, the chunks, tools and refusals."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import orjson

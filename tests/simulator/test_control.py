@@ -1,7 +1,5 @@
 """The control door: scripted answers, the journal, holding and releasing, and fakes that complain."""
 
-from __future__ import annotations
-
 import asyncio
 
 import httpx2

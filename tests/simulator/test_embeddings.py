@@ -1,7 +1,5 @@
 """POST /v1/embeddings: deterministic unit vectors, near where words are shared."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Every fault, as the openai SDK sees it on a real socket."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

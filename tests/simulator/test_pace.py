@@ -1,7 +1,5 @@
 """The pace of tokens: numbered tokens, first-token latency, intervals, and many streams at once."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 

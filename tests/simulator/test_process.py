@@ -1,7 +1,5 @@
 """`python -m simulator`: what it prints, how it refuses, how it ends."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

@@ -1,7 +1,5 @@
 """POST /v1/responses: the object, the events, and what is refused."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

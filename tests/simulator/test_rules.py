@@ -1,7 +1,5 @@
 """What the rules say: visible proof of what the model received, and tools by intent."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The bounds of the response store: number, age, and what becomes of an evicted run."""
 
-from __future__ import annotations
-
 import asyncio
 
 import pytest

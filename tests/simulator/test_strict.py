@@ -1,7 +1,5 @@
 """The checker of this folder: it must see what is wrong, or every other test here shows nothing."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import orjson

@@ -1,7 +1,5 @@
 """The API without the SDK: raw bodies, so that strictness is checked on what was really sent."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import httpx2

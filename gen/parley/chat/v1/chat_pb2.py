@@ -29,7 +29,7 @@ from parley.chat.v1 import conversation_pb2 as parley_dot_chat_dot_v1_dot_conver
 from parley.options.v1 import options_pb2 as parley_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19parley/chat/v1/chat.proto\x12\x0eparley.chat.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!parley/chat/v1/conversation.proto\x1a\x1fparley/options/v1/options.proto\"N\n\x0cInputMessage\x12%\n\x04role\x18\x01 \x01(\tB\x17\xb2\xbb\x18\x13\x08\x01\x32\x04user2\tassistant\x12\x17\n\x04text\x18\x02 \x01(\tB\t\xb2\xbb\x18\x05\x08\x01\x18\x90N\"\xa7\x05\n\x11\x43ompletionRequest\x12\x18\n\x07message\x18\x01 \x01(\tB\x07\xb2\xbb\x18\x03\x18\x90N\x12\x36\n\x08messages\x18\x02 \x03(\x0b\x32\x1c.parley.chat.v1.InputMessageB\x06\xb2\xbb\x18\x02Hd\x12!\n\x0f\x63onversation_id\x18\x03 \x01(\tB\x08\xb2\xbb\x18\x04\x18$P\x01\x12\x1b\n\nrequest_id\x18\x04 \x01(\tB\x07\xb2\xbb\x18\x03\x18\xc8\x01\x12{\n\x05model\x18\x05 \x01(\tBl\xb2\xbb\x18h\x18\xc8\x01\"\x1c[A-Za-z0-9][A-Za-z0-9._:/-]**Ea model name: letters, digits, dot, dash, colon, slash and underscore\x12\x1d\n\x0cinstructions\x18\x06 \x01(\tB\x07\xb2\xbb\x18\x03\x18\x90N\x12:\n\x10reasoning_effort\x18\x07 \x01(\tB \xb2\xbb\x18\x1c\x32\x07minimal2\x03low2\x06medium2\x04high\x12\x36\n\x11max_output_tokens\x18\x08 \x01(\x05\x42\x16\xb2\xbb\x18\x12\x39\x00\x00\x00\x00\x00\x00\x30@A\x00\x00\x00\x00\x00@\xff@H\x00\x88\x01\x01\x12\x30\n\x0btemperature\x18\t \x01(\x01\x42\x16\xb2\xbb\x18\x12\x39\x00\x00\x00\x00\x00\x00\x00\x00\x41\x00\x00\x00\x00\x00\x00\x00@H\x01\x88\x01\x01\x12L\n\x08metadata\x18\n \x03(\x0b\x32/.parley.chat.v1.CompletionRequest.MetadataEntryB\t\xb2\xbb\x18\x05\x18\x80\x04H\x10\x12\x19\n\x07user_id\x18\x0b \x01(\tB\x08\xb2\xbb\x18\x04\x18$`\x01\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x14\n\x12_max_output_tokensB\x0e\n\x0c_temperature\"\x97\x02\n\nCompletion\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12(\n\x07message\x18\x02 \x01(\x0b\x32\x17.parley.chat.v1.Message\x12$\n\x05usage\x18\x03 \x01(\x0b\x32\x15.parley.chat.v1.Usage\x12\r\n\x05model\x18\x04 \x01(\t\x12\x1a\n\x12processing_time_ms\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rgeneration_id\x18\x07 \x01(\t\x12-\n\x0cuser_message\x18\x08 \x01(\x0b\x32\x17.parley.chat.v1.Message\"\xeb\x02\n\x0f\x43ompletionEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x05\x12*\n\x07started\x18\x02 \x01(\x0b\x32\x17.parley.chat.v1.StartedH\x00\x12/\n\ntext_delta\x18\x03 \x01(\x0b\x32\x19.parley.chat.v1.TextDeltaH\x00\x12&\n\x05usage\x18\x04 \x01(\x0b\x32\x15.parley.chat.v1.UsageH\x00\x12.\n\tcompleted\x18\x05 \x01(\x0b\x32\x19.parley.chat.v1.CompletedH\x00\x12(\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x16.parley.chat.v1.FailedH\x00\x12.\n\tcancelled\x18\x07 \x01(\x0b\x32\x19.parley.chat.v1.CancelledH\x00\x12.\n\theartbeat\x18\x08 \x01(\x0b\x32\x19.parley.chat.v1.HeartbeatH\x00\x42\x07\n\x05\x65vent\"\x87\x01\n\x07Started\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12\x17\n\x0fuser_message_id\x18\x03 \x01(\t\x12\x12\n\nmessage_id\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x06 \x03(\t\"\x19\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\"5\n\tCompleted\x12(\n\x07message\x18\x01 \x01(\x0b\x32\x17.parley.chat.v1.Message\"\x8b\x01\n\x06\x46\x61iled\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12.\n\x0bretry_delay\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\x0fpartial_message\x18\x04 \x01(\x0b\x32\x17.parley.chat.v1.Message\"=\n\tCancelled\x12\x30\n\x0fpartial_message\x18\x01 \x01(\x0b\x32\x17.parley.chat.v1.Message\"\x0b\n\tHeartbeat2\xa5\x02\n\x0b\x43hatService\x12\x97\x01\n\x10\x43reateCompletion\x12!.parley.chat.v1.CompletionRequest\x1a\x1a.parley.chat.v1.Completion\"D\xa8\xbb\x18\x02\x82\xd3\xe4\x93\x02:\"\x18/api/v1/chat/completions:\x01*Z\x1b\"\x16/api/v1/chat/{user_id}:\x01*\x12|\n\x10StreamCompletion\x12!.parley.chat.v1.CompletionRequest\x1a\x1f.parley.chat.v1.CompletionEvent\"\"\xa8\xbb\x18\x02\x82\xd3\xe4\x93\x02\x18\"\x13/api/v1/chat/stream:\x01*0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19parley/chat/v1/chat.proto\x12\x0eparley.chat.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!parley/chat/v1/conversation.proto\x1a\x1fparley/options/v1/options.proto\"N\n\x0cInputMessage\x12%\n\x04role\x18\x01 \x01(\tB\x17\xb2\xbb\x18\x13\x08\x01\x32\x04user2\tassistant\x12\x17\n\x04text\x18\x02 \x01(\tB\t\xb2\xbb\x18\x05\x08\x01\x18\x90N\"\xa9\x05\n\x11\x43ompletionRequest\x12\x18\n\x07message\x18\x01 \x01(\tB\x07\xb2\xbb\x18\x03\x18\x90N\x12\x36\n\x08messages\x18\x02 \x03(\x0b\x32\x1c.parley.chat.v1.InputMessageB\x06\xb2\xbb\x18\x02Hd\x12!\n\x0f\x63onversation_id\x18\x03 \x01(\tB\x08\xb2\xbb\x18\x04\x18$P\x01\x12\x1b\n\nrequest_id\x18\x04 \x01(\tB\x07\xb2\xbb\x18\x03\x18\xc8\x01\x12{\n\x05model\x18\x05 \x01(\tBl\xb2\xbb\x18h\x18\xc8\x01\"\x1c[A-Za-z0-9][A-Za-z0-9._:/-]**Ea model name: letters, digits, dot, dash, colon, slash and underscore\x12\x1d\n\x0cinstructions\x18\x06 \x01(\tB\x07\xb2\xbb\x18\x03\x18\x90N\x12:\n\x10reasoning_effort\x18\x07 \x01(\tB \xb2\xbb\x18\x1c\x32\x07minimal2\x03low2\x06medium2\x04high\x12\x36\n\x11max_output_tokens\x18\x08 \x01(\x05\x42\x16\xb2\xbb\x18\x12\x39\x00\x00\x00\x00\x00\x00\x30@A\x00\x00\x00\x00\x00@\xff@H\x00\x88\x01\x01\x12\x30\n\x0btemperature\x18\t \x01(\x01\x42\x16\xb2\xbb\x18\x12\x39\x00\x00\x00\x00\x00\x00\x00\x00\x41\x00\x00\x00\x00\x00\x00\x00@H\x01\x88\x01\x01\x12N\n\x08metadata\x18\n \x03(\x0b\x32/.parley.chat.v1.CompletionRequest.MetadataEntryB\x0b\xb2\xbb\x18\x07\x18\x80\x04H\x10p@\x12\x19\n\x07user_id\x18\x0b \x01(\tB\x08\xb2\xbb\x18\x04\x18$`\x01\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x14\n\x12_max_output_tokensB\x0e\n\x0c_temperature\"\x97\x02\n\nCompletion\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12(\n\x07message\x18\x02 \x01(\x0b\x32\x17.parley.chat.v1.Message\x12$\n\x05usage\x18\x03 \x01(\x0b\x32\x15.parley.chat.v1.Usage\x12\r\n\x05model\x18\x04 \x01(\t\x12\x1a\n\x12processing_time_ms\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rgeneration_id\x18\x07 \x01(\t\x12-\n\x0cuser_message\x18\x08 \x01(\x0b\x32\x17.parley.chat.v1.Message\"\xeb\x02\n\x0f\x43ompletionEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x05\x12*\n\x07started\x18\x02 \x01(\x0b\x32\x17.parley.chat.v1.StartedH\x00\x12/\n\ntext_delta\x18\x03 \x01(\x0b\x32\x19.parley.chat.v1.TextDeltaH\x00\x12&\n\x05usage\x18\x04 \x01(\x0b\x32\x15.parley.chat.v1.UsageH\x00\x12.\n\tcompleted\x18\x05 \x01(\x0b\x32\x19.parley.chat.v1.CompletedH\x00\x12(\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x16.parley.chat.v1.FailedH\x00\x12.\n\tcancelled\x18\x07 \x01(\x0b\x32\x19.parley.chat.v1.CancelledH\x00\x12.\n\theartbeat\x18\x08 \x01(\x0b\x32\x19.parley.chat.v1.HeartbeatH\x00\x42\x07\n\x05\x65vent\"\x87\x01\n\x07Started\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12\x17\n\x0fuser_message_id\x18\x03 \x01(\t\x12\x12\n\nmessage_id\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x06 \x03(\t\"\x19\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\"5\n\tCompleted\x12(\n\x07message\x18\x01 \x01(\x0b\x32\x17.parley.chat.v1.Message\"\x8b\x01\n\x06\x46\x61iled\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12.\n\x0bretry_delay\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\x0fpartial_message\x18\x04 \x01(\x0b\x32\x17.parley.chat.v1.Message\"=\n\tCancelled\x12\x30\n\x0fpartial_message\x18\x01 \x01(\x0b\x32\x17.parley.chat.v1.Message\"\x0b\n\tHeartbeat2\xa5\x02\n\x0b\x43hatService\x12\x97\x01\n\x10\x43reateCompletion\x12!.parley.chat.v1.CompletionRequest\x1a\x1a.parley.chat.v1.Completion\"D\xa8\xbb\x18\x02\x82\xd3\xe4\x93\x02:\"\x18/api/v1/chat/completions:\x01*Z\x1b\"\x16/api/v1/chat/{user_id}:\x01*\x12|\n\x10StreamCompletion\x12!.parley.chat.v1.CompletionRequest\x1a\x1f.parley.chat.v1.CompletionEvent\"\"\xa8\xbb\x18\x02\x82\xd3\xe4\x93\x02\x18\"\x13/api/v1/chat/stream:\x01*0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -61,7 +61,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPLETIONREQUEST'].fields_by_name['temperature']._loaded_options = None
   _globals['_COMPLETIONREQUEST'].fields_by_name['temperature']._serialized_options = b'\262\273\030\0229\000\000\000\000\000\000\000\000A\000\000\000\000\000\000\000@'
   _globals['_COMPLETIONREQUEST'].fields_by_name['metadata']._loaded_options = None
-  _globals['_COMPLETIONREQUEST'].fields_by_name['metadata']._serialized_options = b'\262\273\030\005\030\200\004H\020'
+  _globals['_COMPLETIONREQUEST'].fields_by_name['metadata']._serialized_options = b'\262\273\030\007\030\200\004H\020p@'
   _globals['_COMPLETIONREQUEST'].fields_by_name['user_id']._loaded_options = None
   _globals['_COMPLETIONREQUEST'].fields_by_name['user_id']._serialized_options = b'\262\273\030\004\030$`\001'
   _globals['_CHATSERVICE'].methods_by_name['CreateCompletion']._loaded_options = None
@@ -71,25 +71,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INPUTMESSAGE']._serialized_start=208
   _globals['_INPUTMESSAGE']._serialized_end=286
   _globals['_COMPLETIONREQUEST']._serialized_start=289
-  _globals['_COMPLETIONREQUEST']._serialized_end=968
-  _globals['_COMPLETIONREQUEST_METADATAENTRY']._serialized_start=883
-  _globals['_COMPLETIONREQUEST_METADATAENTRY']._serialized_end=930
-  _globals['_COMPLETION']._serialized_start=971
-  _globals['_COMPLETION']._serialized_end=1250
-  _globals['_COMPLETIONEVENT']._serialized_start=1253
-  _globals['_COMPLETIONEVENT']._serialized_end=1616
-  _globals['_STARTED']._serialized_start=1619
-  _globals['_STARTED']._serialized_end=1754
-  _globals['_TEXTDELTA']._serialized_start=1756
-  _globals['_TEXTDELTA']._serialized_end=1781
-  _globals['_COMPLETED']._serialized_start=1783
-  _globals['_COMPLETED']._serialized_end=1836
-  _globals['_FAILED']._serialized_start=1839
-  _globals['_FAILED']._serialized_end=1978
-  _globals['_CANCELLED']._serialized_start=1980
-  _globals['_CANCELLED']._serialized_end=2041
-  _globals['_HEARTBEAT']._serialized_start=2043
-  _globals['_HEARTBEAT']._serialized_end=2054
-  _globals['_CHATSERVICE']._serialized_start=2057
-  _globals['_CHATSERVICE']._serialized_end=2350
+  _globals['_COMPLETIONREQUEST']._serialized_end=970
+  _globals['_COMPLETIONREQUEST_METADATAENTRY']._serialized_start=885
+  _globals['_COMPLETIONREQUEST_METADATAENTRY']._serialized_end=932
+  _globals['_COMPLETION']._serialized_start=973
+  _globals['_COMPLETION']._serialized_end=1252
+  _globals['_COMPLETIONEVENT']._serialized_start=1255
+  _globals['_COMPLETIONEVENT']._serialized_end=1618
+  _globals['_STARTED']._serialized_start=1621
+  _globals['_STARTED']._serialized_end=1756
+  _globals['_TEXTDELTA']._serialized_start=1758
+  _globals['_TEXTDELTA']._serialized_end=1783
+  _globals['_COMPLETED']._serialized_start=1785
+  _globals['_COMPLETED']._serialized_end=1838
+  _globals['_FAILED']._serialized_start=1841
+  _globals['_FAILED']._serialized_end=1980
+  _globals['_CANCELLED']._serialized_start=1982
+  _globals['_CANCELLED']._serialized_end=2043
+  _globals['_HEARTBEAT']._serialized_start=2045
+  _globals['_HEARTBEAT']._serialized_end=2056
+  _globals['_CHATSERVICE']._serialized_start=2059
+  _globals['_CHATSERVICE']._serialized_end=2352
 # @@protoc_insertion_point(module_scope)

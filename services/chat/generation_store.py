@@ -5,8 +5,6 @@ expired; what lost its generation writes nothing; every end defers the job that 
 public method is one transaction.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -16,8 +14,6 @@ from typing import Any, Final
 import sqlalchemy as sa
 import structlog
 from sqlalchemy import RowMapping
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from parley.type.v1 import error_reason_pb2 as reasons
@@ -25,7 +21,7 @@ from services.chat.records import Failure, Message, Timings, Turn, Usage
 from services.chat.rows import TURN, message_of, turn_of
 from services.chat.schema import conversations, generations, messages
 from services.runtime.calls import current_request_id
-from services.runtime.database import Database
+from services.runtime.database import DATABASE_FAILURES, Database, interval
 from services.runtime.errors import ServiceError, reason_name, to_service_error
 from services.runtime.jobs import Jobs
 
@@ -83,7 +79,7 @@ def _translated() -> Iterator[None]:
     """The database's failures as ServiceErrors: for tasks, which have no interceptor around them."""
     try:
         yield
-    except (DBAPIError, PoolTimeoutError) as error:
+    except DATABASE_FAILURES as error:
         raise to_service_error(error, current_request_id()) from error
 
 
@@ -97,7 +93,7 @@ class GenerationStore:
     def __init__(self, database: Database, jobs: Jobs, *, owner: str, lease_seconds: float, concurrency: int) -> None:
         self.owner = owner
         self._lease_seconds = lease_seconds
-        self.lease_expire_time = sa.func.now() + sa.func.make_interval(0, 0, 0, 0, 0, 0, lease_seconds)
+        self.lease_expire_time = sa.func.now() + interval(lease_seconds)
         self._database = database
         self._jobs = jobs
         self._gate = asyncio.Semaphore(concurrency)
@@ -131,7 +127,7 @@ class GenerationStore:
         await _one(
             connection,
             conversations.update()
-            .where(conversations.c.id == generation.conversation_id)
+            .where(conversations.c.id == generation.conversation_id, conversations.c.user_id == generation.user_id)
             .values(last_message_time=sa.func.now(), update_time=sa.func.now())
             .returning(conversations.c.id),
         )
@@ -140,6 +136,7 @@ class GenerationStore:
             generations.update()
             .where(
                 generations.c.id == generation.id,
+                generations.c.user_id == generation.user_id,
                 generations.c.status == "running",
                 generations.c.owner == self.owner,
             )
@@ -149,7 +146,11 @@ class GenerationStore:
         saved = await _one(
             connection,
             messages.update()
-            .where(messages.c.id == turn.reply.id, messages.c.generation_id == generation.id)
+            .where(
+                messages.c.id == turn.reply.id,
+                messages.c.user_id == generation.user_id,
+                messages.c.generation_id == generation.id,
+            )
             .values(_written(outcome))
             .returning(*messages.c),
         )
@@ -203,8 +204,9 @@ class GenerationStore:
 
     async def read_turn(self, generation_id: str, *, user_id: str) -> Turn | None:
         """A generation of the user with its messages; None when there is none, or its conversation was deleted."""
+        statement = TURN.where(generations.c.id == generation_id, generations.c.user_id == user_id)
         async with self._database.transaction(user_id=user_id) as connection:
-            row = (await connection.execute(TURN.where(generations.c.id == generation_id))).mappings().one_or_none()
+            row = (await connection.execute(statement)).mappings().one_or_none()
         return None if row is None else turn_of(row)
 
 

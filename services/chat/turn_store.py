@@ -4,8 +4,6 @@ Owns idempotency. Invariants: a request id names one turn of a user, decided by 
 that is tried again keeps its two messages; a conversation has one running turn, and a dead one does not block it.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +15,13 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from parley.type.v1 import error_reason_pb2 as reasons
+from services.chat.generation_store import GenerationStore, close_generation
 from services.chat.records import Generation, KnownConversation, Message, Turn, new_id, title_of
+from services.chat.refusals import conversation_not_found, request_id_reused
 from services.chat.rows import TURN, message_of, turn_of
 from services.chat.schema import ATTEMPT_CONSTRAINT, RUNNING_INDEX, conversations, generations, messages
-from services.chat.store_generations import GenerationStore, close_generation
-from services.runtime.database import Database
-from services.runtime.errors import Aborted, AlreadyExists, NotFound, ServiceError, reason_name
+from services.runtime.database import Database, violated_constraint
+from services.runtime.errors import Aborted, ServiceError, reason_name
 
 log = structlog.get_logger(__name__)
 
@@ -54,24 +53,6 @@ class Begun:
     known: KnownConversation
 
 
-def conversation_not_found(conversation_id: str) -> NotFound:
-    """What a conversation answers that does not exist or is somebody else's."""
-    return NotFound(
-        "You have no such conversation.",
-        reasons.ERROR_REASON_CONVERSATION_NOT_FOUND,
-        metadata={"conversation_id": conversation_id},
-    )
-
-
-def request_id_reused(request_id: str) -> AlreadyExists:
-    """What a request id answers that named another request before."""
-    return AlreadyExists(
-        "This request id was used before, with another request. Use a new one.",
-        reasons.ERROR_REASON_REQUEST_ID_REUSED,
-        metadata={"request_id": request_id},
-    )
-
-
 class TurnStore:
     """The beginnings of turns in the database.
 
@@ -100,7 +81,7 @@ class TurnStore:
         raise _busy(draft)
 
     async def _may_try_again(self, error: IntegrityError, draft: TurnDraft, *, is_first: bool) -> bool:
-        constraint = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
+        constraint = violated_constraint(error)
         if constraint == ATTEMPT_CONSTRAINT:
             return True
         if constraint != RUNNING_INDEX:
@@ -120,10 +101,10 @@ class TurnStore:
         return await self._begin_new(connection, draft)
 
     async def _begin_again(self, connection: AsyncConnection, found: Turn, refusal: ServiceError | None) -> Begun:
-        generation, reply = found.generation, found.reply
+        generation = found.generation
         is_dead = generation.status == "running" and generation.is_expired
         failed = generation.failure is not None and generation.failure.reason not in _FINAL_REASONS
-        if not (is_dead or failed) or not await _is_latest(connection, reply):
+        if not (is_dead or failed) or not await _is_latest(connection, found):
             return Begun(found, is_new=False, known=_NOTHING_KNOWN)
         if refusal is not None:
             raise refusal
@@ -139,14 +120,14 @@ class TurnStore:
         create_time = await self._insert_generation(connection, retried)
         renewed = await connection.execute(
             messages.update()
-            .where(messages.c.id == found.reply.id)
+            .where(messages.c.id == found.reply.id, messages.c.user_id == old.user_id)
             .values(_CLEAN_REPLY | {"generation_id": retried.id, "revision": messages.c.revision + 1})
             .returning(*messages.c)
         )
         reply = message_of(renewed.mappings().one())
         await connection.execute(
             conversations.update()
-            .where(conversations.c.id == old.conversation_id)
+            .where(conversations.c.id == old.conversation_id, conversations.c.user_id == old.user_id)
             .values(rewritten_sequence=reply.sequence, rewritten_revision=reply.revision, update_time=sa.func.now())
         )
         turn = Turn(replace(retried, create_time=create_time), found.user_message, reply)
@@ -222,14 +203,15 @@ async def _latest_attempt(connection: AsyncConnection, draft: TurnDraft) -> Turn
     return None if row is None else turn_of(row)
 
 
-async def _is_latest(connection: AsyncConnection, reply: Message) -> bool:
-    """Whether no later turn follows the reply. Locks the conversation, so that it stays so."""
+async def _is_latest(connection: AsyncConnection, turn: Turn) -> bool:
+    """Whether no later turn follows this one. Locks the conversation, so that it stays so."""
+    generation = turn.generation
     statement = (
         sa.select(conversations.c.message_count)
-        .where(conversations.c.id == reply.conversation_id)
+        .where(conversations.c.id == generation.conversation_id, conversations.c.user_id == generation.user_id)
         .with_for_update(key_share=True)
     )
-    return (await connection.execute(statement)).scalar_one_or_none() == reply.sequence
+    return (await connection.execute(statement)).scalar_one_or_none() == turn.reply.sequence
 
 
 async def _open_conversation(connection: AsyncConnection, draft: TurnDraft) -> Mapping[str, Any]:

@@ -4,8 +4,6 @@ Owns the lists and their keys. Invariants: a list is one statement whatever its 
 there; a deletion takes everything with it and defers the job that makes memory forget, in the same transaction.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +12,11 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
+from services.chat.generation_store import FORGET_CONVERSATION
 from services.chat.records import Conversation, Message
+from services.chat.refusals import conversation_not_found, request_id_reused
 from services.chat.rows import CONVERSATION_COLUMNS, conversation_of, message_of
 from services.chat.schema import conversations, generations, messages
-from services.chat.store import conversation_not_found, request_id_reused
-from services.chat.store_generations import FORGET_CONVERSATION
 from services.runtime.database import Database
 from services.runtime.jobs import Jobs
 
@@ -86,16 +84,14 @@ class ConversationStore:
 
     async def read_conversation(self, conversation_id: str, *, user_id: str) -> Conversation:
         """One conversation. Raises NotFound."""
-        statement = sa.select(*CONVERSATION_COLUMNS).where(
-            conversations.c.id == conversation_id, conversations.c.user_id == user_id
-        )
+        statement = sa.select(*CONVERSATION_COLUMNS).where(_is(conversation_id, user_id))
         return await self._one(statement, conversation_id, user_id)
 
     async def rename_conversation(self, conversation_id: str, *, user_id: str, title: str) -> Conversation:
         """Gives a conversation the user's own title, which nothing replaces later. Idempotent. Raises NotFound."""
         statement = (
             conversations.update()
-            .where(conversations.c.id == conversation_id, conversations.c.user_id == user_id)
+            .where(_is(conversation_id, user_id))
             .values(title=title, is_titled_by_user=True, update_time=sa.func.now())
             .returning(*CONVERSATION_COLUMNS)
         )
@@ -113,20 +109,18 @@ class ConversationStore:
 
     async def delete_conversation(self, conversation_id: str, *, user_id: str) -> Deleted:
         """Deletes a conversation with everything in it and defers its forgetting by memory. Raises NotFound."""
-        lock = (
-            sa.select(conversations.c.message_count)
-            .where(conversations.c.id == conversation_id, conversations.c.user_id == user_id)
-            .with_for_update()
-        )
+        lock = sa.select(conversations.c.message_count).where(_is(conversation_id, user_id)).with_for_update()
         running = sa.select(generations.c.id).where(
-            generations.c.conversation_id == conversation_id, generations.c.status == "running"
+            generations.c.user_id == user_id,
+            generations.c.conversation_id == conversation_id,
+            generations.c.status == "running",
         )
         async with self._database.transaction(user_id=user_id) as connection:
             count = (await connection.execute(lock)).scalar_one_or_none()
             if count is None:
                 raise conversation_not_found(conversation_id)
             generation_ids = list((await connection.execute(running)).scalars())
-            await connection.execute(conversations.delete().where(conversations.c.id == conversation_id))
+            await connection.execute(conversations.delete().where(_is(conversation_id, user_id)))
             await self._jobs.defer(connection, FORGET_CONVERSATION, conversation_id=conversation_id, user_id=user_id)
         return Deleted(count, generation_ids)
 
@@ -134,7 +128,7 @@ class ConversationStore:
         """The messages after a sequence, in their order. Raises NotFound."""
         page = (
             sa.select(*messages.c)
-            .where(messages.c.conversation_id == conversation_id, messages.c.sequence > after_sequence)
+            .where(_are_of(conversation_id, user_id), messages.c.sequence > after_sequence)
             .order_by(messages.c.sequence)
             .limit(limit)
             .subquery()
@@ -143,7 +137,7 @@ class ConversationStore:
         statement = (
             sa.select(*page.c)
             .select_from(conversations.outerjoin(page, sa.true()))
-            .where(conversations.c.id == conversation_id, conversations.c.user_id == user_id)
+            .where(_is(conversation_id, user_id))
             .order_by(page.c.sequence)
         )
         async with self._database.transaction(user_id=user_id) as connection:
@@ -156,12 +150,10 @@ class ConversationStore:
         self, conversation_id: str, *, user_id: str
     ) -> tuple[Conversation, list[Message], bool]:
         """A conversation, its latest messages in their order, and whether there are earlier ones. Raises NotFound."""
-        one = sa.select(*CONVERSATION_COLUMNS).where(
-            conversations.c.id == conversation_id, conversations.c.user_id == user_id
-        )
+        one = sa.select(*CONVERSATION_COLUMNS).where(_is(conversation_id, user_id))
         latest = (
             sa.select(*messages.c)
-            .where(messages.c.conversation_id == conversation_id)
+            .where(_are_of(conversation_id, user_id))
             .order_by(messages.c.sequence.desc())
             .limit(FULL_MESSAGES + 1)
         )
@@ -171,3 +163,11 @@ class ConversationStore:
                 raise conversation_not_found(conversation_id)
             found = [message_of(each) for each in (await connection.execute(latest)).mappings()]
         return conversation_of(row), found[FULL_MESSAGES - 1 :: -1] if found else [], len(found) > FULL_MESSAGES
+
+
+def _is(conversation_id: str, user_id: str) -> sa.ColumnElement[bool]:
+    return sa.and_(conversations.c.id == conversation_id, conversations.c.user_id == user_id)
+
+
+def _are_of(conversation_id: str, user_id: str) -> sa.ColumnElement[bool]:
+    return sa.and_(messages.c.conversation_id == conversation_id, messages.c.user_id == user_id)

@@ -3,8 +3,6 @@
 Owns the conversion and nothing else. Every event is made once, whoever reads it.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Sequence
 from typing import Final

@@ -3,8 +3,6 @@
 Owns the two readings; both are bounded. It writes nothing.
 """
 
-from __future__ import annotations
-
 from typing import Final
 
 import sqlalchemy as sa
@@ -37,6 +35,7 @@ class MessageStore:
             .add_columns(tokens.label("tokens"))
             .add_columns(sa.func.sum(tokens).over(order_by=messages.c.sequence.desc()).label("total"))
             .where(
+                messages.c.user_id == user_id,
                 messages.c.conversation_id == conversation_id,
                 messages.c.sequence > after,
                 messages.c.sequence < before,
