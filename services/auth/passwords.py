@@ -24,6 +24,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 _BCRYPT_BYTES = 72
 _RETRY_SECONDS = 1.0
+_LONGEST_WAIT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +92,32 @@ class Passwords:
 
     async def _run(self, work: Callable[[], T], first: Callable[[], Awaitable[None]] | None = None) -> T:
         if self._in_hand >= self._most_in_hand:
-            raise Unavailable(
-                "Too many sign-ins at once. Try again.",
-                reasons.ERROR_REASON_SERVICE_BUSY,
-                metadata={"work": "password_hashing"},
-                retry_delay_seconds=_RETRY_SECONDS,
-            )
+            raise _busy()
         self._in_hand += 1
         try:
-            async with self._turns:
+            await self._wait_for_turn()
+            try:
                 if first is not None:
                     await first()
                 return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            finally:
+                self._turns.release()
         finally:
             self._in_hand -= 1
+
+    async def _wait_for_turn(self) -> None:
+        """A person who waits longer has given up or asks again: a queue of those would block every sign-in after them."""
+        try:
+            async with asyncio.timeout(_LONGEST_WAIT_SECONDS):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise _busy() from None
+
+
+def _busy() -> Unavailable:
+    return Unavailable(
+        "Too many sign-ins at once. Try again.",
+        reasons.ERROR_REASON_SERVICE_BUSY,
+        metadata={"work": "password_hashing"},
+        retry_delay_seconds=_RETRY_SECONDS,
+    )

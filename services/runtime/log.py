@@ -44,7 +44,8 @@ def configure(service: str, *, level: str, log_format: LogFormat) -> None:
     # Libraries speak up from WARNING only: they log their own requests, with headers.
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     # Lost connections are reported once, by services/runtime/jobs.py, and not as one traceback for each statement.
-    for name in ("procrastinate", "psycopg.pool"):
+    # grpc's core logs a header that it cannot decode, value and all; what handlers raise never gets to it.
+    for name in ("procrastinate", "psycopg.pool", "grpc._cython.cygrpc"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

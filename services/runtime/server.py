@@ -29,6 +29,9 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),
     # Above the edge's limit, so that the edge says 413 and not this server 429.
     ("grpc.max_receive_message_length", 8 * 1024 * 1024),
+    # Above the edge's limit of headers too: by default grpc refuses from 8 KiB on, at random, with their sizes.
+    ("grpc.max_metadata_size", 64 * 1024),
+    ("grpc.absolute_max_metadata_size", 128 * 1024),
     # By default part of 2,000 streams opened at once is cancelled (bench baseline: 72-89 of 2,000).
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 30_000),
