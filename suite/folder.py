@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from suite.errors import SuiteError
+from suite.sockets import fits, socket_folder
 
 
 class DataFolder:
@@ -20,7 +21,9 @@ class DataFolder:
         self.postgres = path / "postgres"
         self.redis = path / "redis"
         self.credentials = path / "credentials"
-        self.edge = path / "edge"
+        # The edge keeps a socket beside its configuration, both made anew at every start.
+        beside = path / "edge"
+        self.edge = beside if fits(beside) else socket_folder(path, "edge")
         self.logs = path / "logs"
 
     @contextmanager

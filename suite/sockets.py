@@ -20,7 +20,7 @@ LONGEST_NAME = ".s.PGSQL.5432.lock"
 def socket_folder(data: Path, server: str, *, owner: tuple[int, int] | None = None) -> Path:
     """A private folder for the sockets of the server whose data is in `data`; the same one at every start."""
     inside = data / f"{server}.socket"
-    folder = inside if _fits(inside) else _short_folder(inside)
+    folder = inside if fits(inside) else _short_folder(inside)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_owner(folder, owner)
     folder.chmod(0o700)
@@ -35,14 +35,15 @@ def leave(folder: Path) -> None:
         folder.rmdir()
 
 
-def _fits(folder: Path) -> bool:
+def fits(folder: Path) -> bool:
+    """Whether the kernel takes the path of a socket in this folder."""
     return len(os.fsencode(folder / LONGEST_NAME)) <= LONGEST_PATH_BYTES
 
 
 def _short_folder(inside: Path) -> Path:
     digest = hashlib.sha256(os.fsencode(inside)).hexdigest()[:12]
     folder = Path(tempfile.gettempdir()) / f"parley-{os.geteuid()}-{digest}"
-    if not _fits(folder):
+    if not fits(folder):
         raise SuiteError(
             f"both {inside} and the temporary folder {tempfile.gettempdir()} are too long for unix sockets"
             f" ({LONGEST_PATH_BYTES} bytes): set PARLEY_DATA or TMPDIR to a shorter path",

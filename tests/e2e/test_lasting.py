@@ -10,7 +10,7 @@ import pytest
 from psycopg import sql
 from redis.asyncio import Redis
 
-from tests.e2e.harness import Client, Suite, database_of, environment, text_of
+from tests.e2e.harness import Client, Suite, check_sequence, database_of, environment, text_of
 
 CANARY = "Xylotheque-7731"
 SERVICES = ("auth", "chat", "memory")
@@ -28,7 +28,7 @@ async def test_a_conversation_outlasts_a_restart_and_its_deletion_reaches_every_
     client = await Client(first.url).register()
     events = await client.streamed(f"Remember the word {CANARY}.")
     conversation = events[0].data["started"]["conversation_id"]
-    assert await first.stop() == 0
+    await _check_a_stop_tells_open_streams(first, client)
 
     second = await Suite.start(first.environment)
     try:
@@ -46,6 +46,18 @@ async def test_a_conversation_outlasts_a_restart_and_its_deletion_reaches_every_
     finally:
         await client.close()
         assert await second.stop() == 0
+
+
+async def _check_a_stop_tells_open_streams(suite: Suite, client: Client) -> None:
+    """A reply that outlasts the drain ends with a terminal event, and the text so far, before the connection goes."""
+    async with client.stream("a long one", model="sim-400-50-0") as events:
+        seen = [await anext(events), await anext(events)]
+        stopping = asyncio.create_task(suite.stop())
+        seen += [event async for event in events]
+    check_sequence(seen)
+    assert seen[-1].data["failed"]["reason"] == "GENERATION_INTERRUPTED"
+    assert seen[-1].data["failed"]["partial_message"]["text"] == text_of(seen)
+    assert await stopping == 0
 
 
 async def _holders(data: Path) -> set[str]:
