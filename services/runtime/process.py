@@ -7,15 +7,20 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import TypeVar
 
+import structlog
 import uvloop
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
 
 from services.runtime import log
+from services.runtime.database import UnsafeRoleError
 from services.runtime.migrations import migrate
+from services.runtime.server import ContractError
 from services.runtime.settings import ServerSettings
 
+logger = structlog.get_logger(__name__)
 S = TypeVar("S", bound=ServerSettings)
 
 
@@ -29,7 +34,20 @@ def run(name: str, settings_type: type[S], main: Callable[[S], Coroutine[None, N
     if verb == "migrate":
         _migrate(name, settings)
     else:
-        uvloop.run(main(settings))
+        _serve(name, main(settings))
+
+
+def _serve(name: str, serving: Coroutine[None, None, None]) -> None:
+    try:
+        uvloop.run(serving)
+    except (OSError, OperationalError, UnsafeRoleError, ContractError) as error:
+        # What an operator can mend: a taken port, a file or database out of reach, the wrong role. One line says it.
+        cause = error.orig if isinstance(error, OperationalError) else error
+        sys.exit(f"{name} cannot serve: {str(cause).partition(chr(10))[0]}")
+    except Exception as error:
+        # Through the log, which leaves values out of tracebacks; the interpreter would print them.
+        logger.critical("process.faulted", exc_info=error)
+        sys.exit(1)
 
 
 def read_settings(settings_type: type[S]) -> S:

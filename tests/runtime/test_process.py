@@ -169,8 +169,8 @@ def _get(url: str) -> str:
 
 async def test_a_metrics_port_that_is_taken_is_said_clearly(running: Running) -> None:
     code, _, err = await _run({**GOOD, "METRICS_ADDRESS": running.metrics_address})
-    assert code == 1
-    assert err.splitlines()[-1] == f"OSError: cannot serve metrics on {running.metrics_address}: is the port taken?"
+    told = f"probe cannot serve: cannot serve metrics on {running.metrics_address}: is the port taken?"
+    assert (code, err.splitlines()) == (1, [told])
 
 
 async def test_metrics_are_served_and_sigterm_lets_a_call_finish(running: Running) -> None:
