@@ -13,12 +13,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated
 
-from dotenv import dotenv_values
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from suite.env_file import read_env_file
 from suite.errors import SuiteError
 from suite.ports import PortClaim
+from suite.variables import KNOWN
 
 ENV_FILE = Path(".env")
 LOCAL = "127.0.0.1"
@@ -155,8 +156,9 @@ class SuiteSettings(BaseSettings):
 
 
 def read_environment(env_file: Path = ENV_FILE) -> dict[str, str]:
-    """The environment on top of `.env`, without empty variables."""
-    merged = {**_not_empty(dotenv_values(env_file)), **_not_empty(os.environ)}
+    """The environment on top of `.env`, without empty variables. SuiteError for a `.env` that cannot be right."""
+    everything = frozenset(_known().union(*KNOWN.values()))
+    merged = {**_not_empty(read_env_file(env_file, known=everything)), **_not_empty(os.environ)}
     return {(name.upper() if name.upper() in _known() else name): value for name, value in merged.items()}
 
 

@@ -92,6 +92,22 @@ def test_the_environment_wins_over_the_file_and_empty_is_unset(monkeypatch: pyte
     assert environment["OPENAI_MODEL"] == "a model"
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("LOG_LEVEL=INFO\nPARLEY_EDGE_PORT 9090\n", "line 2: write NAME=value"),
+        ("\n# why\n\nLEASE_SECOND=5\n", "line 4: LEASE_SECOND is no setting, did you mean LEASE_SECONDS?"),
+        ("PATH=/bin\n", "line 1: PATH is no setting"),
+    ],
+)
+def test_a_line_of_the_file_that_sets_nothing_is_refused(folder: Path, text: str, told: str) -> None:
+    file = folder / ".env"
+    file.write_text(text)
+    with pytest.raises(SuiteError) as refused:
+        read_environment(file)
+    assert (str(refused.value), refused.value.exit_code) == (f"{file}: {told}", 2)
+
+
 def test_the_simulator_answers_only_where_no_provider_is_named(folder: Path) -> None:
     assert read_settings({}).is_simulated
     assert not read_settings({"OPENAI_API_KEY": "k"}).is_simulated
