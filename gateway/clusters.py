@@ -27,8 +27,9 @@ def _service(settings: EdgeSettings, name: str, endpoints: Sequence[Address]) ->
         "type": "STATIC" if is_static else "STRICT_DNS",
         "connect_timeout": "2s",
         "lb_policy": "ROUND_ROBIN",
-        # With nobody healthy a call is tried all the same; above that, only healthy processes are asked.
-        "common_lb_config": {"healthy_panic_threshold": {"value": 1}},
+        # Only healthy processes are asked; with nobody healthy a call is refused at once, not left to a frozen process.
+        # Streams that run go on: a process that drains says NOT_SERVING while it ends them.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
         "health_checks": [_health_check(settings)],
         "circuit_breakers": {"thresholds": [_breaker(settings)]},
         "typed_extension_protocol_options": {_PROTOCOL: _http2(settings)},

@@ -14,8 +14,8 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from gateway import filters
 from gateway.clusters import clusters, jwks_address, socket_address
 from gateway.contract import DESCRIPTORS, ContractError, Rpc, exposed_rpcs, read_descriptors, transcoding_descriptors
+from gateway.local_replies import local_replies
 from gateway.openapi import openapi_document
-from gateway.refusals import local_replies
 from gateway.routes import route_configuration
 from gateway.settings import EdgeSettings
 from gateway.web import write_pages
@@ -86,9 +86,10 @@ def _edge_listener(settings: EdgeSettings, rpcs: tuple[Rpc, ...], directory: Pat
         "codec_type": "AUTO",
         "server_name": "parley",
         **_request_id(),
-        **_hygiene(),
+        **_hygiene(settings),
         **_times(settings),
-        "max_request_headers_kb": 60,
+        # What is above the edge's own limit and below this gets a readable refusal over HTTP/2 too.
+        "max_request_headers_kb": 2 * filters.LARGEST_HEADER_BYTES // _KILOBYTE,
         "http2_protocol_options": _http2(settings),
         "access_log": _access_log(settings),
         "early_header_mutation_extensions": [filters.early_header_mutation()],
@@ -154,15 +155,20 @@ def _request_id() -> Config:
     }
 
 
-def _hygiene() -> Config:
+def _hygiene(settings: EdgeSettings) -> Config:
     return {
         "use_remote_address": True,
         "normalize_path": True,
         "merge_slashes": True,
         "path_with_escaped_slashes_action": "REJECT_REQUEST",
         "common_http_protocol_options": {"headers_with_underscores_action": "REJECT_REQUEST", "idle_timeout": "300s"},
-        "http_protocol_options": {"accept_http_10": False},
+        "http_protocol_options": {"accept_http_10": True, "default_host_for_http_10": _host_of_old_clients(settings)},
     }
+
+
+def _host_of_old_clients(settings: EdgeSettings) -> str:
+    # HTTP/1.0 has no Host header: such a client means this edge, under any name that it is served by.
+    return next((host for host in settings.allowed_hosts if not host.startswith("*")), "parley")
 
 
 def _times(settings: EdgeSettings) -> Config:

@@ -7,22 +7,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gateway.refusals import errors_in_lua
 from gateway.settings import EdgeSettings
 
 Config = dict[str, Any]
 _HTTP = "type.googleapis.com/envoy.extensions.filters.http"
 JWKS_PATH = "/.well-known/jwks.json"
+# Half of what the services take: gRPC counts 32 bytes more a header, and the edge adds some of its own.
+LARGEST_HEADER_BYTES = 32 * 1024
 _HERE = Path(__file__).parent
 
 
 def http_filters(settings: EdgeSettings, services: Sequence[str], directory: Path) -> list[Config]:
     """The whole chain of the edge's listener."""
     return [
+        request_headers(),
+        whole_errors(),
         response_headers(),
         cors(),
         health_check(settings),
         grpc_web(),
-        retry_after(),
         stream_frames(),
         jwt_authn(settings),
         body_limit(),
@@ -34,11 +38,12 @@ def http_filters(settings: EdgeSettings, services: Sequence[str], directory: Pat
 def comments() -> dict[str, str]:
     """Why each filter stands where it stands, by its name in the configuration."""
     filters: dict[str, Callable[..., object]] = {
+        "request_headers": request_headers,
+        "whole_errors": whole_errors,
         "envoy.filters.http.header_mutation": response_headers,
         "envoy.filters.http.cors": cors,
         "envoy.filters.http.health_check": health_check,
         "envoy.filters.http.grpc_web": grpc_web,
-        "retry_after": retry_after,
         "stream_frames": stream_frames,
         "envoy.filters.http.jwt_authn": jwt_authn,
         "envoy.filters.http.buffer": body_limit,
@@ -72,31 +77,40 @@ def early_header_mutation() -> Config:
     }
 
 
+def request_headers() -> Config:
+    """Refuses headers too large or beyond what gRPC carries, and gRPC on a REST path; spells `Bearer` in one way."""
+    limit = f"local LARGEST_HEADER_BYTES = {LARGEST_HEADER_BYTES}\n\n"
+    return _lua("request_headers", limit + _script("request_headers.lua"))
+
+
+def whole_errors() -> Config:
+    """Makes errors whole: Retry-After as their RetryInfo says, the one shape for those that gRPC itself made."""
+    return _lua("whole_errors", errors_in_lua() + _script("whole_errors.lua"))
+
+
 def response_headers() -> Config:
-    """First in, last out: sets what every answer carries and takes out what REST clients must not see."""
-    nosniff = {
-        "append": {
-            "header": {"key": "x-content-type-options", "value": "nosniff"},
-            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-        }
-    }
+    """Almost last on the way out: sets what every answer carries and takes out what REST clients must not see."""
     inner = {"remove": "x-envoy-upstream-healthchecked-cluster"}
-    return _filter("header_mutation", "HeaderMutation", mutations={"response_mutations": [nosniff, inner]})
+    mutations = [
+        _overwrite("x-content-type-options", "nosniff"),
+        # The request id is there for the filter that makes errors whole.
+        _overwrite("x-request-id", "%REQ(X-REQUEST-ID)%"),
+        inner,
+    ]
+    return _filter("header_mutation", "HeaderMutation", mutations={"response_mutations": mutations})
 
 
-def rest_response_headers(*, is_stream: bool) -> Config:
-    """On REST routes: no gRPC status beside the HTTP one; streams are kept by no cache and buffered by no proxy."""
+def rest_headers(*, is_stream: bool) -> Config:
+    """On REST routes: what gRPC would take for its own goes neither in nor out; streams are kept by no cache or proxy."""
+    # The services' gRPC would fail on a malformed one, and obey a deadline that REST clients have no way to set.
+    foreign = [{"remove_on_match": {"key_matcher": matcher}} for matcher in ({"prefix": "grpc-"}, {"suffix": "-bin"})]
     leaks = ("grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-encoding", "grpc-accept-encoding")
     mutations: list[Config] = [{"remove": name} for name in leaks]
     if is_stream:
-        pairs = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
-        mutations += [
-            {"append": {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}
-            for key, value in pairs
-        ]
+        mutations += [_overwrite("cache-control", "no-cache"), _overwrite("x-accel-buffering", "no")]
     return {
         "@type": f"{_HTTP}.header_mutation.v3.HeaderMutationPerRoute",
-        "mutations": {"response_mutations": mutations},
+        "mutations": {"request_mutations": foreign, "response_mutations": mutations},
     }
 
 
@@ -125,12 +139,6 @@ def grpc_web() -> Config:
     return _filter("grpc_web", "GrpcWeb")
 
 
-def retry_after() -> Config:
-    """Gives an answer with 429 or 503 the Retry-After header that its RetryInfo says; touches no other answer."""
-    script = {"@type": f"{_HTTP}.lua.v3.Lua", "default_source_code": {"inline_string": _script("retry_after.lua")}}
-    return _named("retry_after", script)
-
-
 def stream_frames() -> Config:
     """Gives SSE frames their ids and heartbeats their form; off but on the routes of streams, which name their script."""
     return {"name": "stream_frames", "disabled": True, "typed_config": {"@type": f"{_HTTP}.lua.v3.Lua"}}
@@ -152,7 +160,7 @@ def jwt_authn(settings: EdgeSettings) -> Config:
         "audiences": ["parley"],
         "forward": True,
         # Only this header: a token in a query would end in logs.
-        "from_headers": [{"name": "authorization", "value_prefix": scheme} for scheme in ("Bearer ", "bearer ")],
+        "from_headers": [{"name": "authorization", "value_prefix": "Bearer "}],
         "require_expiration": True,
         "clock_skew_seconds": 5,
         # Verified tokens are remembered until they expire, on each worker.
@@ -234,6 +242,14 @@ def outside_the_contract() -> Config:
 
 def _script(file: str) -> str:
     return (_HERE / file).read_text()
+
+
+def _lua(name: str, script: str) -> Config:
+    return _named(name, {"@type": f"{_HTTP}.lua.v3.Lua", "default_source_code": {"inline_string": script}})
+
+
+def _overwrite(name: str, value: str) -> Config:
+    return {"append": {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}
 
 
 def _filter(name: str, message: str, **fields: object) -> Config:

@@ -105,7 +105,8 @@ class _Writer:
         operation: Document = {
             "tags": [rpc.service],
             "operationId": f"{rpc.service}_{rpc.name}" + (f"_{number + 1}" if number else ""),
-            "summary": comment.split(".")[0].replace("\n", " ") + ".",
+            # Unlike a description, a summary is no Markdown.
+            "summary": comment.split(".")[0].replace("\n", " ").replace("`", "") + ".",
             "description": comment,
             "security": [] if rpc.is_public else [{"bearer": []}],
             "x-access": options_pb2.Access.Name(rpc.access).removeprefix("ACCESS_").lower(),

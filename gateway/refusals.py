@@ -1,11 +1,9 @@
 """What the edge itself refuses, in the suite's one error shape.
 
-Envoy answers with a status and a sentence of its own; the local reply mappers made here turn each into google.rpc.Status:
-as JSON for REST, as `grpc-status`, `grpc-message` and `grpc-status-details-bin` for clients that speak gRPC. Invariant: no
-answer of the edge leaves in another shape, and none tells more than the caller may know.
+Envoy answers with a status and a sentence of its own; here stands which google.rpc.Status each becomes. Invariant: none
+tells more than the caller may know.
 """
 
-import base64
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +15,6 @@ from parley.type.v1 import error_reason_pb2 as reasons
 
 Config = dict[str, Any]
 RETRY_AFTER_SECONDS = 1
-_GRPC_CONTENT = "application/grpc"
 _JWT = "response.code_details.contains('{name}')"
 
 
@@ -81,6 +78,12 @@ _IDENTITY = (
     ),
 )
 
+_NOT_GRPC = Refusal(
+    (415,),
+    code_pb2.INVALID_ARGUMENT,
+    reasons.ERROR_REASON_INVALID_REQUEST,
+    "This path takes JSON: gRPC is spoken to the paths of its methods.",
+)
 _REQUEST = (
     Refusal(
         (404,),
@@ -121,94 +124,66 @@ _REQUEST = (
         "The request does not fit its contract (/openapi.json): %LOCAL_REPLY_BODY%",
         condition="response.code_details.contains('grpc_json_transcode')",
     ),
+    _NOT_GRPC,
+    # 426, 501 and 505 are what Envoy says to a version or a transfer coding that it does not know.
     Refusal(
-        (400, 411, 415, 422),
+        (400, 411, 422, 426, 501, 505),
         code_pb2.INVALID_ARGUMENT,
         reasons.ERROR_REASON_INVALID_REQUEST,
-        "The request is no HTTP that is taken here: look at its path, its headers and their names.",
+        "The request is no HTTP that is taken here: look at its path, its headers and their bytes (ASCII only).",
         http_status=400,
     ),
 )
 
-_AVAILABILITY = (
-    Refusal(
-        (408,),
-        code_pb2.DEADLINE_EXCEEDED,
-        reasons.ERROR_REASON_DEADLINE_PASSED,
-        "The request did not arrive in time: send it again, faster.",
-    ),
-    Refusal(
-        (504,),
-        code_pb2.DEADLINE_EXCEEDED,
-        reasons.ERROR_REASON_DEADLINE_PASSED,
-        "The answer did not come in time: try again later.",
-    ),
-    Refusal(
-        (429, 502, 503),
-        code_pb2.UNAVAILABLE,
-        reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
-        "A part of the suite that this call needs does not answer: try again.",
-        http_status=503,
-        headers={"retry-after": str(RETRY_AFTER_SECONDS)},
-    ),
-    Refusal(
-        (500, 501, 505),
-        code_pb2.INTERNAL,
-        reasons.ERROR_REASON_INTERNAL_FAULT,
-        "The edge failed: tell us the request id.",
-        http_status=500,
-    ),
+_LATE_REQUEST = Refusal(
+    (408,),
+    code_pb2.DEADLINE_EXCEEDED,
+    reasons.ERROR_REASON_DEADLINE_PASSED,
+    "The request did not arrive in time: send it again, faster.",
+)
+_LATE_ANSWER = Refusal(
+    (504,),
+    code_pb2.DEADLINE_EXCEEDED,
+    reasons.ERROR_REASON_DEADLINE_PASSED,
+    "The answer did not come in time: try again later.",
+)
+_AWAY = Refusal(
+    (429, 502, 503),
+    code_pb2.UNAVAILABLE,
+    reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
+    "A part of the suite that this call needs does not answer: try again.",
+    http_status=503,
+    headers={"retry-after": str(RETRY_AFTER_SECONDS)},
+)
+_FAULT = Refusal(
+    (500,),
+    code_pb2.INTERNAL,
+    reasons.ERROR_REASON_INTERNAL_FAULT,
+    "The suite failed: tell us the request id.",
 )
 
-REFUSALS = _IDENTITY + _REQUEST + _AVAILABILITY
+REFUSALS = (*_IDENTITY, *_REQUEST, _LATE_REQUEST, _LATE_ANSWER, _AWAY, _FAULT)
 
 
-def local_replies(version: str) -> Config:
-    """The whole `local_reply_config`: health first, then every refusal for gRPC clients, then for REST clients."""
-    return {
-        "mappers": [
-            *(_health_mapper(status, word, version) for status, word in ((200, "serving"), (503, "not_serving"))),
-            *(_grpc_mapper(refusal) for refusal in REFUSALS),
-            *(_rest_mapper(refusal) for refusal in REFUSALS),
-        ]
+def errors_in_lua() -> str:
+    """A Lua table of whole errors: by the code of one that gRPC made, or `other`; `not_grpc` for REST asked as gRPC."""
+    known = {
+        # A call that a process cut off as it stopped.
+        "1": (503, _AWAY),
+        "4": (504, _LATE_ANSWER),
+        "14": (503, _AWAY),
+        "other": (500, _FAULT),
+        "not_grpc": (415, _NOT_GRPC),
     }
+    entries = [
+        f'  ["{key}"] = {{ status = "{status}", body = [==[{plain_json(**json_status(refusal))}]==] }},'
+        for key, (status, refusal) in known.items()
+    ]
+    return "\n".join(["local ERRORS = {", *entries, "}", "", ""])
 
 
-def _health_mapper(status: int, word: str, version: str) -> Config:
-    return {
-        "filter": _all(_has_status((status,)), _holds("response.code_details.startsWith('health_check')")),
-        "headers_to_add": [_header("cache-control", "max-age=5")],
-        "body_format_override": {
-            "json_format": {"status": word, "version": version},
-            "content_type": "application/json",
-        },
-    }
-
-
-def _rest_mapper(refusal: Refusal) -> Config:
-    return {
-        "filter": _applies(refusal),
-        **({} if refusal.http_status is None else {"status_code": refusal.http_status}),
-        "headers_to_add": [_header(name, value) for name, value in refusal.headers.items()],
-        "body_format_override": {"json_format": _json_status(refusal), "content_type": "application/json"},
-    }
-
-
-def _grpc_mapper(refusal: Refusal) -> Config:
-    details = base64.b64encode(_status(refusal).SerializeToString()).decode()
-    return {
-        "filter": _all(*_speaks_grpc(), _applies(refusal)),
-        # Native gRPC gets HTTP 200 whatever stands here; gRPC-Web keeps the status, and its code is made of it.
-        **({} if refusal.http_status is None else {"status_code": refusal.http_status}),
-        "headers_to_add": [
-            _header("grpc-status", str(refusal.wire_code)),
-            _header("grpc-status-details-bin", details.rstrip("=")),
-        ],
-        "body_format_override": {"text_format_source": {"inline_string": refusal.message}},
-    }
-
-
-def _json_status(refusal: Refusal) -> Config:
+def json_status(refusal: Refusal) -> Config:
+    """The refusal in JSON; the request id is a variable of Envoy's in it."""
     metadata = {"request_id": "%REQ(X-REQUEST-ID)%"} if refusal.code == code_pb2.INTERNAL else {}
     info = {
         "@type": "type.googleapis.com/google.rpc.ErrorInfo",
@@ -223,7 +198,8 @@ def _json_status(refusal: Refusal) -> Config:
     return {"code": refusal.code, "message": refusal.message, "details": details}
 
 
-def _status(refusal: Refusal) -> status_pb2.Status:
+def wire_status(refusal: Refusal) -> status_pb2.Status:
+    """The refusal as gRPC clients get it."""
     info, retry = any_pb2.Any(), any_pb2.Any()
     info.Pack(error_details_pb2.ErrorInfo(reason=refusal.reason_name, domain="parley"))
     status = status_pb2.Status(code=refusal.wire_code, message=refusal.message, details=[info])
@@ -235,50 +211,6 @@ def _status(refusal: Refusal) -> status_pb2.Status:
     return status
 
 
-def _applies(refusal: Refusal) -> Config:
-    if not refusal.condition:
-        return _has_status(refusal.statuses)
-    return _all(_has_status(refusal.statuses), _holds(refusal.condition))
-
-
-def _speaks_grpc() -> tuple[Config, Config]:
-    # The transcoder turns a REST request into a gRPC one before the call fails; only it leaves the original path.
-    content = {"name": "content-type", "string_match": {"prefix": _GRPC_CONTENT}}
-    original = {"name": "x-envoy-original-path", "present_match": True, "invert_match": True}
-    return {"header_filter": {"header": content}}, {"header_filter": {"header": original}}
-
-
-def _has_status(statuses: tuple[int, ...]) -> Config:
-    if len(statuses) == 1:
-        return _is_status(statuses[0])
-    return {"or_filter": {"filters": [_is_status(status) for status in statuses]}}
-
-
-def _is_status(status: int) -> Config:
-    value = {"default_value": status, "runtime_key": f"edge.refusal.{status}"}
-    return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
-
-
-def _holds(expression: str) -> Config:
-    return {
-        "extension_filter": {
-            "name": "envoy.access_loggers.extension_filters.cel",
-            "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
-                "expression": expression,
-            },
-        }
-    }
-
-
-def _all(*filters: Config) -> Config:
-    return {"and_filter": {"filters": list(filters)}}
-
-
-def _header(name: str, value: str) -> Config:
-    return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
-
-
-def plain_json(**values: str) -> str:
-    """A short JSON body for a direct response."""
+def plain_json(**values: object) -> str:
+    """A short JSON body."""
     return json.dumps(values, separators=(",", ":"))

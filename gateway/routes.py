@@ -23,6 +23,8 @@ CORS_REQUEST_HEADERS = (
 CORS_RESPONSE_HEADERS = "grpc-message,grpc-status,grpc-status-details-bin,retry-after,x-request-id"
 CORS_MAX_AGE_SECONDS = 600
 PAGE_MAX_AGE_SECONDS = 300
+# What people type for a page.
+_SLASHED = ("/docs/", "/redoc/")
 _READS: Config = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD"}}}
 
 
@@ -96,7 +98,7 @@ def _rest_routes(settings: EdgeSettings, rpcs: Iterable[Rpc], directory: Path) -
         match = {**_path_match(binding), "headers": [_has_method(binding.method)]}
         per_filter = {
             "envoy.filters.http.jwt_authn": filters.identity_rule(is_public=rpc.is_public),
-            "envoy.filters.http.header_mutation": filters.rest_response_headers(is_stream=rpc.is_stream),
+            "envoy.filters.http.header_mutation": filters.rest_headers(is_stream=rpc.is_stream),
             "envoy.filters.http.buffer": filters.rest_body_limit(settings),
         }
         if rpc.is_stream:
@@ -150,10 +152,16 @@ def _page_routes(directory: Path, version: str) -> Iterator[Config]:
         "redirect": {"path_redirect": "/docs", "response_code": "FOUND"},
         "typed_per_filter_config": filters.outside_the_contract(),
     }
+    for path in _SLASHED:
+        yield {
+            "match": {"path": path, "headers": [_READS]},
+            "redirect": {"path_redirect": path.removesuffix("/"), "response_code": "MOVED_PERMANENTLY"},
+            "typed_per_filter_config": filters.outside_the_contract(),
+        }
     yield _page("/api", {"inline_string": plain_json(name="parley", version=version)}, "application/json")
     for path, page in PAGES.items():
         yield _page(path, {"filename": str(directory / "web" / page.file)}, page.content_type)
-    for path in ("/", "/api", *PAGES, "/health", "/api/v1/health"):
+    for path in ("/", "/api", *PAGES, *_SLASHED, "/health", "/api/v1/health"):
         yield _refusal({"path": path}, 405, allow=["GET", "HEAD"])
 
 

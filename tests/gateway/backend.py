@@ -19,6 +19,13 @@ from parley.auth.v1 import auth_pb2, auth_pb2_grpc
 from parley.chat.v1 import chat_pb2_grpc, conversation_pb2_grpc
 from parley.memory.v1 import memory_pb2_grpc
 
+# As the suite's services have them.
+OPTIONS = {
+    "grpc.so_reuseport": 0,
+    "grpc.max_receive_message_length": 8 << 20,
+    "grpc.max_metadata_size": 64 << 10,
+    "grpc.absolute_max_metadata_size": 128 << 10,
+}
 Context = grpc.aio.ServicerContext[Any, Any]
 Unary = Callable[[Any, Context], Awaitable[Message]]
 Stream = Callable[[Any, Context], AsyncIterator[Message]]
@@ -132,7 +139,7 @@ class Service:
 
     async def start(self) -> None:
         """Serves, again on the same port after a stop."""
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 8 << 20)])
+        server = grpc.aio.server(options=list(OPTIONS.items()))
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)

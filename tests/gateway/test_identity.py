@@ -32,12 +32,14 @@ async def test_token_in_the_query_is_no_token(client: httpx2.AsyncClient, issuer
     assert error_of(response) == (401, code_pb2.UNAUTHENTICATED, "IDENTITY_MISSING")
 
 
-async def test_the_scheme_is_taken_in_either_case(
-    client: httpx2.AsyncClient, script: Script, signed_in: dict[str, str]
+@pytest.mark.parametrize("scheme", ["bearer", "BEARER", "bEaReR"])
+async def test_the_scheme_is_taken_in_any_case_and_passed_on_in_one(
+    client: httpx2.AsyncClient, script: Script, signed_in: dict[str, str], scheme: str
 ) -> None:
     script.answers("GetMe", auth_pb2.User())
-    headers = {"authorization": signed_in["authorization"].replace("Bearer", "bearer")}
+    headers = {"authorization": signed_in["authorization"].replace("Bearer", scheme)}
     assert (await client.get(ME, headers=headers)).status_code == 200
+    assert script.only_call("GetMe").metadata["authorization"] == signed_in["authorization"]
 
 
 async def test_expired_token(client: httpx2.AsyncClient, issuer: Issuer, script: Script) -> None:

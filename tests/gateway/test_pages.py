@@ -59,6 +59,14 @@ async def test_root_leads_to_the_documentation(client: httpx2.AsyncClient) -> No
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])
+async def test_a_page_is_found_with_a_slash_too(client: httpx2.AsyncClient, path: str) -> None:
+    response = await client.get(f"{path}/")
+    assert response.status_code == 301
+    assert httpx2.URL(response.headers["location"]).path == path
+    assert (await client.post(f"{path}/")).status_code == 405
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
 async def test_pages_refer_only_to_what_is_served_here(client: httpx2.AsyncClient, path: str) -> None:
     page = await client.get(path)
     assert page.headers["content-type"].startswith("text/html")
@@ -119,6 +127,13 @@ async def test_openapi_document_says_what_the_contract_says(client: httpx2.Async
     listing = document["paths"]["/api/v1/chat/conversations/{conversation_id}/messages"]["get"]
     places = {parameter["name"]: parameter["in"] for parameter in listing["parameters"]}
     assert places == {"conversation_id": "path", "page_size": "query", "page_token": "query"}
+
+
+async def test_openapi_summaries_are_no_markdown(client: httpx2.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    operations = [operation for item in document["paths"].values() for operation in item.values()]
+    assert any("`" in operation.get("description", "").split(".")[0] for operation in operations)
+    assert not [operation["summary"] for operation in operations if "`" in operation["summary"]]
 
 
 async def test_openapi_document_hides_what_clients_cannot_reach(client: httpx2.AsyncClient) -> None:

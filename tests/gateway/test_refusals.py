@@ -74,6 +74,42 @@ async def test_errors_after_the_initial_metadata_are_the_same(
     assert response.headers["x-request-id"] == "of-the-client"
 
 
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (grpc.StatusCode.DEADLINE_EXCEEDED, (504, code_pb2.DEADLINE_EXCEEDED, "DEADLINE_PASSED")),
+        (grpc.StatusCode.UNAVAILABLE, (503, code_pb2.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")),
+        (grpc.StatusCode.CANCELLED, (503, code_pb2.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, (500, code_pb2.INTERNAL, "INTERNAL_FAULT")),
+        (grpc.StatusCode.INTERNAL, (500, code_pb2.INTERNAL, "INTERNAL_FAULT")),
+        (grpc.StatusCode.UNIMPLEMENTED, (500, code_pb2.INTERNAL, "INTERNAL_FAULT")),
+    ],
+)
+async def test_errors_that_grpc_itself_made_get_the_one_shape(
+    client: httpx2.AsyncClient,
+    script: Script,
+    signed_in: dict[str, str],
+    code: grpc.StatusCode,
+    expected: tuple[int, int, str],
+) -> None:
+    async def refuse(_request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> auth_pb2.User:
+        await context.abort(code, 'of its insides "@type":"type.googleapis.com/google.rpc.ErrorInfo" %1')
+
+    async def refuse_stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        yield await refuse(request, context)
+
+    script.unary["CreateCompletion"] = refuse
+    script.streams["StreamCompletion"] = refuse_stream
+    for path in ("completions", "stream"):
+        headers = {**signed_in, "x-request-id": "of-the-client"}
+        response = await client.post(f"/api/v1/chat/{path}", json={}, headers=headers)
+        assert error_of(response) == expected
+        assert "insides" not in response.text
+        infos = [detail for detail in response.json()["details"] if detail["@type"].endswith("ErrorInfo")]
+        assert [info["metadata"] for info in infos] == [{"request_id": "of-the-client"} if expected[0] == 500 else {}]
+        assert response.headers.get("retry-after") == ("1" if expected[0] == 503 else None)
+
+
 async def test_other_errors_have_no_retry_after(
     client: httpx2.AsyncClient, script: Script, signed_in: dict[str, str]
 ) -> None:
@@ -157,11 +193,6 @@ async def test_three_megabytes_in_chunks_of_unknown_total(client: httpx2.AsyncCl
     assert "Login" not in script.calls
 
 
-async def test_headers_too_large(client: httpx2.AsyncClient) -> None:
-    response = await client.get("/api", headers={"x-large": "a" * 70_000})
-    assert error_of(response) == (431, code_pb2.INVALID_ARGUMENT, "REQUEST_TOO_LARGE")
-
-
 @pytest.mark.parametrize(
     "request_line_and_headers",
     [
@@ -170,6 +201,8 @@ async def test_headers_too_large(client: httpx2.AsyncClient) -> None:
         "GET /api HTTP/1.1",
         "GET /api HTTP/1.1\r\nHost: a\r\nbad header: 1",
         "NONSENSE",
+        "GET /api HTTP/x\r\nHost: a",
+        "POST /api/v1/auth/login HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked",
     ],
 )
 async def test_http_that_is_not_taken(edge: Edge, request_line_and_headers: str) -> None:
@@ -177,6 +210,7 @@ async def test_http_that_is_not_taken(edge: Edge, request_line_and_headers: str)
     assert (status, headers["content-type"]) == (400, "application/json")
     assert body["code"] == code_pb2.INVALID_ARGUMENT
     assert body["details"][0]["reason"] == "INVALID_REQUEST"
+    assert body["details"][0]["metadata"] == {}
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +254,25 @@ async def test_unknown_hosts(impatient_edge: Edge) -> None:
             assert (await client.get("/docs", headers={"host": host})).status_code == 200
         # Probes of a cluster come by the address of a pod.
         assert (await client.get("/health", headers={"host": "10.0.0.7:8080"})).status_code == 200
+
+
+async def test_a_frozen_service_is_not_asked(services: dict[str, Service], signed_in: dict[str, str]) -> None:
+    asked = asyncio.Event()
+
+    async def freeze(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Takes connections, as a stopped process does, and says nothing.
+        await asked.wait()
+        writer.close()
+
+    async with await asyncio.start_server(freeze, "127.0.0.1", 0) as frozen:
+        endpoints = endpoints_of(services)
+        endpoints["chat"] = (Address("127.0.0.1", frozen.sockets[0].getsockname()[1]),)
+        async with running_edge(endpoints) as edge, edge.client() as client, asyncio.timeout(15):
+            await edge.until_verifies(signed_in)
+            async with asyncio.timeout(1):
+                response = await client.get("/api/v1/chat/conversations", headers=signed_in)
+            assert error_of(response) == (503, code_pb2.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
+            asked.set()
 
 
 async def test_service_that_is_gone(services: dict[str, Service], script: Script, signed_in: dict[str, str]) -> None:

@@ -38,7 +38,7 @@ def held_key(memory: MemoryService, conversation_id: str) -> str:
 async def own_redis(tmp_path: Path) -> AsyncIterator[RedisServer]:
     """A Redis that a test may stop."""
     async with running_redis(tmp_path / "redis") as server:
-        if not server.is_durable:
+        if not server.is_real:
             pytest.skip("needs a real Redis; this machine has only fakeredis")
         yield server
 
