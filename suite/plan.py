@@ -57,7 +57,7 @@ class Plan:
         """Brings the service's tables to the newest revision, as their owner."""
         environment = self._service_environment(self.settings.service(service), 0, database, redis_url)
         environment["MIGRATION_DATABASE_URL"] = database.migration_url
-        return self._python("-m", f"services.{service}", "migrate", environment=environment)
+        return self._python("-m", "services.runtime.migrations", service, environment=environment)
 
     def service_part(self, service: str, index: int, database: ServiceDatabase, *, redis_url: str) -> ProgramPart:
         """One process of a service."""

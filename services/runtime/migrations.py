@@ -3,17 +3,22 @@
 One process migrates at a time (an advisory lock); a statement waits 4 s for a lock and runs 30 s at most, so that a
 migration cannot stop the release that is serving. Afterwards the service's plain role is granted what it needs on every
 table: nothing that would let it step around row-level security.
+
+`python -m services.runtime.migrations <service>` is how: a program of its own, so that serving needs nothing of this.
 """
 
+import sys
 from importlib.resources import files
 from pathlib import Path
 
 from alembic import command, op
 from alembic.config import Config
 from procrastinate.schema import SchemaManager
-from sqlalchemy import Connection, NullPool, create_engine, text
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import Connection, NullPool, create_engine, make_url, text
 
 from services.runtime.database import async_url
+from services.runtime.settings import PostgresUrl, read_settings
 
 _LOCK = text("select pg_advisory_lock(hashtext('parley migrations'))")
 _ENVIRONMENT = Path(__file__).parent / "migration_environment"
@@ -92,3 +97,29 @@ def create_job_tables() -> None:
     raw = op.get_bind().connection.cursor()
     raw.execute(SchemaManager.get_schema())
     raw.close()
+
+
+class MigrationSettings(BaseSettings):
+    """Where to migrate, and for whom."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    database_url: PostgresUrl
+    """The service's database as its plain role, which is granted the tables."""
+    migration_database_url: PostgresUrl
+    """The same database as the role that owns the tables."""
+
+
+def main() -> None:
+    """Migrates the database of the service that the command line names."""
+    if len(sys.argv) != 2:  # noqa: PLR2004
+        sys.exit("usage: python -m services.runtime.migrations <service>")
+    settings = read_settings(MigrationSettings)
+    role = make_url(settings.database_url.get_secret_value()).username
+    if role is None:
+        sys.exit("bad settings: DATABASE_URL: must name the role that the service connects as")
+    migrate(f"services.{sys.argv[1]}", settings.migration_database_url.get_secret_value(), service_role=role)
+
+
+if __name__ == "__main__":
+    main()

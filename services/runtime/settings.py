@@ -1,17 +1,20 @@
-"""The settings that every service has, read once in `__main__` from the environment.
+"""The settings that every service has, and the reading of settings: once, in `__main__`, from the environment.
 
 Configurability is kept small on purpose. A service's own settings subclass these. Secrets have no default and never print.
 """
 
 import re
-from typing import Annotated
+import sys
+from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from services.runtime.log import LogFormat
+
+S = TypeVar("S", bound=BaseSettings)
 
 _ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
 _LAST_PORT = 65_535
@@ -51,8 +54,6 @@ class ServerSettings(BaseSettings):
     """The service's own database, as the plain role that row-level security confines."""
     database_pool_size: int = Field(default=10, ge=1, le=200)
     """Connections that a process keeps. Fixed: overflow connections cost Postgres more than a short wait costs a call."""
-    migration_database_url: PostgresUrl | None = None
-    """The same database as the role that owns the tables; read by `migrate` only."""
     drain_wait_seconds: float = Field(default=0.5, ge=0, le=60)
     """After NOT_SERVING is told and before new calls are refused: time for load balancers to notice."""
     drain_seconds: float = Field(default=10, ge=0, le=600)
@@ -78,3 +79,21 @@ class PeerSettings(BaseSettings):
     """How long identities are accepted after auth was last heard. A partition from auth cannot hide a logout for longer."""
     peer_timeout_seconds: float = Field(default=5, gt=0)
     """Deadline of a call to another service, unless the call says otherwise or its caller has less time left."""
+
+
+def read_settings(settings_type: type[S]) -> S:
+    """The settings from the environment; ends the process with code 2 when one is missing or malformed."""
+    try:
+        return settings_type()
+    except ValidationError as error:
+        print(f"bad settings: {explain(error)}", file=sys.stderr)  # noqa: T201
+    except SettingsError as error:
+        # A list or mapping that is not JSON; names the field.
+        print(f"bad settings: {error}", file=sys.stderr)  # noqa: T201
+    sys.exit(2)
+
+
+def explain(error: ValidationError) -> str:
+    """Every bad variable and what is wrong with it, in one line, without any value: a value may be a secret."""
+    found = [(".".join(map(str, item["loc"])).upper(), item["msg"]) for item in error.errors(include_input=False)]
+    return "; ".join(f"{variable}: {problem}" for variable, problem in found)

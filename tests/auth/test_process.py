@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from parley.auth.v1 import auth_pb2, auth_pb2_grpc
-from services.runtime.process import explain
+from services.runtime.settings import explain
 from suite.databases import ServiceDatabase
 from tests.auth.harness import CHEAP_HASHES, CREDENTIALS, PASSWORD, bearer, make_settings, new_name, refusal, write_digests
 

@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from services.memory.settings import MemorySettings
-from services.runtime.process import read_settings
+from services.runtime.settings import read_settings
 from suite.databases import ServiceDatabase
 from tests.memory.service import eventually
 

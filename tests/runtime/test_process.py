@@ -16,14 +16,15 @@ from typing import Any
 import grpc
 import pytest
 
-from services.runtime import process
+from services.runtime import migrations, process
+from services.runtime.settings import read_settings
 from suite.databases import ServiceDatabase
 from tests.issuer import Issuer
 from tests.runtime import probe
 from tests.runtime.probe_process import ProbeSettings, main
 from tests.runtime.status import refused
 
-SECRETS = {"DATABASE_URL": "mysql://me:a-database-secret@nowhere/x", "MIGRATION_DATABASE_URL": "a-migration-secret"}
+SECRETS = {"DATABASE_URL": "mysql://me:a-database-secret@nowhere/x"}
 GOOD = {
     "LISTEN_ADDRESS": "127.0.0.1:0",
     "METRICS_ADDRESS": "127.0.0.1:0",
@@ -74,21 +75,23 @@ def test_a_list_that_is_not_json_is_named_too(monkeypatch: pytest.MonkeyPatch, c
     for name, value in {**GOOD, "NAMES": "not-json-but-a-secret"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as ended:
-        process.read_settings(ProbeSettings)
+        read_settings(ProbeSettings)
     err = capsys.readouterr().err
     assert (ended.value.code, err.count("\n"), "secret" in err, '"names"' in err) == (2, 1, False, True)
 
 
-@pytest.mark.parametrize("arguments", [["dance"], ["serve", "twice"]])
-def test_an_unknown_verb_is_told_the_known_ones(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["probe", *arguments])
-    with pytest.raises(SystemExit, match=r"usage: python -m services\.probe \[serve \| migrate\]"):
+def test_an_argument_is_told_that_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["probe", "dance"])
+    with pytest.raises(SystemExit, match=r"usage: python -m services\.probe; its settings are environment variables"):
         process.run("probe", ProbeSettings, main)
 
 
-async def test_a_migration_without_its_url_is_refused() -> None:
-    code, _, err = await _run(GOOD, "migrate")
-    assert (code, err.startswith("bad settings: MIGRATION_DATABASE_URL")) == (1, True)
+def test_a_migration_without_its_url_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("DATABASE_URL", GOOD["DATABASE_URL"])
+    monkeypatch.setattr(sys, "argv", ["migrations", "chat"])
+    with pytest.raises(SystemExit) as ended:
+        migrations.main()
+    assert (ended.value.code, capsys.readouterr().err) == (2, "bad settings: MIGRATION_DATABASE_URL: Field required\n")
 
 
 @dataclass
