@@ -44,7 +44,12 @@ async def assembled(settings: AuthSettings) -> AsyncIterator[Assembly]:
     url = settings.database_url.get_secret_value()
     cost = HashCost(settings.argon2_time_cost, settings.argon2_memory_kib, settings.argon2_parallelism)
     async with serving_database(url, pool_size=settings.database_pool_size) as database:
-        passwords = Passwords(cost, threads=settings.password_hash_threads, most_waiting=settings.password_hash_queue)
+        passwords = Passwords(
+            cost,
+            threads=settings.password_hash_threads,
+            most_waiting=settings.password_hash_queue,
+            wait_seconds=settings.password_hash_wait_seconds,
+        )
         try:
             auth = _compose(settings, database, passwords)
             await auth.keys.refresh()

@@ -24,7 +24,6 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 _BCRYPT_BYTES = 72
 _RETRY_SECONDS = 1.0
-_LONGEST_WAIT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +52,12 @@ class _LegacyBcryptHasher(BcryptHasher):
 
 
 class Passwords:
-    """Hashes and checks passwords in `threads` threads, with at most `most_waiting` calls in hand.
+    """Hashes and checks passwords in `threads` threads; at most `most_waiting` calls wait, each `wait_seconds` at most.
 
-    Beyond that a call is refused with UNAVAILABLE and a retry delay: a queue that grows would answer nobody in time.
+    Beyond either a call is refused with UNAVAILABLE and a retry delay: a queue that grows would answer nobody in time.
     """
 
-    def __init__(self, cost: HashCost, *, threads: int, most_waiting: int) -> None:
+    def __init__(self, cost: HashCost, *, threads: int, most_waiting: int, wait_seconds: float) -> None:
         current = Argon2Hasher(time_cost=cost.time_cost, memory_cost=cost.memory_kib, parallelism=cost.parallelism)
         self._hashes = PasswordHash((current, _LegacyBcryptHasher()))
         self._nobodys_hash = self._hashes.hash(secrets.token_urlsafe())
@@ -66,6 +65,7 @@ class Passwords:
         self._turns = asyncio.Semaphore(threads)
         self._in_hand = 0
         self._most_in_hand = threads + most_waiting
+        self._wait_seconds = wait_seconds
 
     async def hash(self, password: str, *, first: Callable[[], Awaitable[None]] | None = None) -> str:
         """A new hash of the password. `first` runs when its turn has come: what it raises saves the hash."""
@@ -108,7 +108,7 @@ class Passwords:
     async def _wait_for_turn(self) -> None:
         """A person who waits longer has given up or asks again: a queue of those would block every sign-in after them."""
         try:
-            async with asyncio.timeout(_LONGEST_WAIT_SECONDS):
+            async with asyncio.timeout(self._wait_seconds):
                 await self._turns.acquire()
         except TimeoutError:
             raise _busy() from None

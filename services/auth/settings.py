@@ -34,6 +34,8 @@ class AuthSettings(ServerSettings):
     """Passwords hashed at the same time; each takes `argon2_memory_kib` of memory."""
     password_hash_queue: int = Field(default=256, ge=1, le=10_000)
     """Passwords that may wait for a thread; beyond, sign-ins are refused with a retry delay."""
+    password_hash_wait_seconds: float = Field(default=5, gt=0, le=60)
+    """How long one may wait for it: who waits longer has given up, or asks again and makes the queue longer."""
     argon2_time_cost: int = Field(default=3, ge=1, le=100)
     """Passes of Argon2id. The defaults are pwdlib's recommended ones (RFC 9106, low memory)."""
     argon2_memory_kib: int = Field(default=65_536, ge=8, le=4_194_304)

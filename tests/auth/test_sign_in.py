@@ -135,6 +135,17 @@ async def test_sign_ins_beyond_the_queue_are_refused_with_a_retry_delay(start_au
     assert [error for error in errors if error.reason == reasons.ERROR_REASON_CREDENTIALS_WRONG]
 
 
+async def test_a_sign_in_waits_for_its_hash_no_longer_than_it_may(start_auth: StartAuth) -> None:
+    auth = await start_auth(
+        password_hash_threads=1, password_hash_wait_seconds=0.05, argon2_time_cost=20, argon2_memory_kib=16_384
+    )
+    answers = await asyncio.gather(*(auth.login(new_name()) for _ in range(10)), return_exceptions=True)
+    told = [from_rpc_error(answer).reason for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+    assert set(told) == {reasons.ERROR_REASON_CREDENTIALS_WRONG, reasons.ERROR_REASON_SERVICE_BUSY}
+    again = await refusal(auth.login(new_name()))
+    assert again.reason == reasons.ERROR_REASON_CREDENTIALS_WRONG
+
+
 async def stored_hash(auth: RunningAuth, person: Person) -> str:
     ((stored,),) = await auth.execute("select password_hash from users where id = %s", person.id)
     return str(stored)

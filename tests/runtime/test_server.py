@@ -175,6 +175,18 @@ async def test_reflection_lists_what_is_served(trusted: Issuer) -> None:
     assert names == {"probe.v1.ProbeService", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 
 
+async def test_headers_as_large_as_the_edge_takes_are_taken(trusted: Issuer) -> None:
+    """By default gRPC refuses some of these at random: from 8 KiB on, all from 16 KiB."""
+    server = probe.probe_server(probe.Probe(), trusted)
+    port = await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        client = probe.Client(channel, trusted, port)
+        large = (("cookie", "x" * 32 * 1024),)
+        for _ in range(20):
+            assert (await client.call("ForAnybody", probe.request(text="x"), metadata=large)).text == "x"
+    await server.stop(wait_seconds=0, drain_seconds=0)
+
+
 async def test_two_thousand_calls_at_once_are_all_served(trusted: Issuer) -> None:
     server = probe.probe_server(probe.Probe(), trusted)
     port = await server.start()

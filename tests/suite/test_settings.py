@@ -1,5 +1,6 @@
 """What a person may set: read, refused by name, passed to whom it concerns, and listed in .env.example."""
 
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -106,6 +107,15 @@ def test_a_line_of_the_file_that_sets_nothing_is_refused(folder: Path, text: str
     with pytest.raises(SuiteError) as refused:
         read_environment(file)
     assert (str(refused.value), refused.value.exit_code) == (f"{file}: {told}", 2)
+
+
+@pytest.mark.parametrize("length", [10, 120])
+def test_the_edge_has_room_for_a_socket_however_long_the_path(folder: Path, length: int) -> None:
+    data = folder / ("x" * length)
+    edge = DataFolder(data).edge
+    assert len(str(edge / "jwks.sock").encode()) <= 103
+    assert edge.is_relative_to(data) == (length == 10)
+    shutil.rmtree(edge, ignore_errors=True)
 
 
 def test_the_simulator_answers_only_where_no_provider_is_named(folder: Path) -> None:
