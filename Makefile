@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Extra arguments for pytest: make test ARGS="tests/auth -k login"
 ARGS ?=
-CODE := services gateway simulator suite protos/generate.py
+CODE := services gateway simulator suite bench/stack.py protos/generate.py
 TESTS := tests
 
 help: ## This list

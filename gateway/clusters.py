@@ -17,7 +17,27 @@ _PROTOCOL = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 def clusters(settings: EdgeSettings, directory: Path) -> list[Config]:
     """Every cluster, the services' in the order of the settings."""
-    return [*(_service(settings, name, where) for name, where in settings.endpoints().items()), _jwks_loop(directory)]
+    services = [_service(settings, name, where) for name, where in settings.endpoints().items()]
+    return [*services, _mcp(settings), _jwks_loop(directory)]
+
+
+def _mcp(settings: EdgeSettings) -> Config:
+    """The one part that is not spoken to by gRPC: MCP is HTTP, and so is its health."""
+    cluster = _service(settings, "mcp", settings.mcp_endpoints)
+    (check,) = cluster["health_checks"]
+    del check["grpc_health_check"]
+    check["http_health_check"] = {"path": "/health"}
+    cluster["typed_extension_protocol_options"] = {_PROTOCOL: _http1()}
+    return cluster
+
+
+def _http1() -> Config:
+    return {
+        "@type": f"type.googleapis.com/{_PROTOCOL}",
+        # Below what chat keeps idle connections for (620 s), so that no request meets one that is just being closed.
+        "common_http_protocol_options": {"idle_timeout": "600s"},
+        "explicit_http_config": {"http_protocol_options": {}},
+    }
 
 
 def _service(settings: EdgeSettings, name: str, endpoints: Sequence[Address]) -> Config:

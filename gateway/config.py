@@ -73,7 +73,8 @@ def write(settings: EdgeSettings, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     descriptors = read_descriptors(DESCRIPTORS)
     (directory / "parley.binpb").write_bytes(transcoding_descriptors(descriptors).SerializeToString())
-    write_pages(directory / "web", openapi_document(descriptors, version=version("parley")))
+    document = openapi_document(descriptors, version=version("parley"), session_cookies=settings.session_cookies)
+    write_pages(directory / "web", document)
     path = directory / "envoy.yaml"
     path.write_text(as_yaml(bootstrap(settings, descriptors, directory=directory)), encoding="utf-8")
     return path

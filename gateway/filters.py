@@ -15,6 +15,7 @@ _HTTP = "type.googleapis.com/envoy.extensions.filters.http"
 JWKS_PATH = "/.well-known/jwks.json"
 # Half of what the services take: gRPC counts 32 bytes more a header, and the edge adds some of its own.
 LARGEST_HEADER_BYTES = 32 * 1024
+_COOKIE_SCRIPT = "session_cookie.lua"
 _HERE = Path(__file__).parent
 
 
@@ -22,6 +23,7 @@ def http_filters(settings: EdgeSettings, services: Sequence[str], directory: Pat
     """The whole chain of the edge's listener."""
     return [
         request_headers(),
+        session_cookie(settings),
         whole_errors(),
         response_headers(),
         cors(),
@@ -39,6 +41,7 @@ def comments() -> dict[str, str]:
     """Why each filter stands where it stands, by its name in the configuration."""
     filters: dict[str, Callable[..., object]] = {
         "request_headers": request_headers,
+        "session_cookie": session_cookie,
         "whole_errors": whole_errors,
         "envoy.filters.http.header_mutation": response_headers,
         "envoy.filters.http.cors": cors,
@@ -83,6 +86,19 @@ def request_headers() -> Config:
     return _lua("request_headers", limit + _script("request_headers.lua"))
 
 
+def session_cookie(settings: EdgeSettings) -> Config:
+    """Takes the access token out of a cookie where a browser can send no header; off but on the routes that read."""
+    names = ", ".join(f'"{name}"' for name in settings.session_cookies)
+    script = f"local SESSION_COOKIES = {{ {names} }}\n\n" + _script("session_cookie.lua")
+    lua = {"@type": f"{_HTTP}.lua.v3.Lua", "source_codes": {_COOKIE_SCRIPT: {"inline_string": script}}}
+    return {"name": "session_cookie", "disabled": True, "typed_config": lua}
+
+
+def with_session_cookie() -> Config:
+    """Switches the cookies on, on one route."""
+    return {"@type": f"{_HTTP}.lua.v3.LuaPerRoute", "name": _COOKIE_SCRIPT}
+
+
 def whole_errors() -> Config:
     """Makes errors whole: Retry-After as their RetryInfo says, the one shape for those that gRPC itself made."""
     return _lua("whole_errors", errors_in_lua() + _script("whole_errors.lua"))
@@ -100,14 +116,17 @@ def response_headers() -> Config:
     return _filter("header_mutation", "HeaderMutation", mutations={"response_mutations": mutations})
 
 
-def rest_headers(*, is_stream: bool) -> Config:
-    """On REST routes: what gRPC would take for its own goes neither in nor out; streams are kept by no cache or proxy."""
+def rest_headers(*, is_stream: bool, is_personal: bool) -> Config:
+    """On REST routes: what gRPC would take for its own goes neither in nor out; no cache keeps what is not public."""
     # The services' gRPC would fail on a malformed one, and obey a deadline that REST clients have no way to set.
     foreign = [{"remove_on_match": {"key_matcher": matcher}} for matcher in ({"prefix": "grpc-"}, {"suffix": "-bin"})]
     leaks = ("grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-encoding", "grpc-accept-encoding")
     mutations: list[Config] = [{"remove": name} for name in leaks]
     if is_stream:
         mutations += [_overwrite("cache-control", "no-cache"), _overwrite("x-accel-buffering", "no")]
+    elif is_personal:
+        # Caches leave alone what was asked for with an Authorization header, but not what was asked for with a cookie.
+        mutations.append(_overwrite("cache-control", "no-store"))
     return {
         "@type": f"{_HTTP}.header_mutation.v3.HeaderMutationPerRoute",
         "mutations": {"request_mutations": foreign, "response_mutations": mutations},
@@ -146,7 +165,10 @@ def stream_frames() -> Config:
 
 def stream_script(file: str) -> Config:
     """Switches a script on, on one route."""
-    return {"@type": f"{_HTTP}.lua.v3.LuaPerRoute", "source_code": {"inline_string": _script(file)}}
+    return {
+        "@type": f"{_HTTP}.lua.v3.LuaPerRoute",
+        "source_code": {"inline_string": _script("finished.lua") + _script(file)},
+    }
 
 
 def jwt_authn(settings: EdgeSettings) -> Config:

@@ -2,6 +2,9 @@
 -- right name is set here, on answers that are streams. The body is not looked at.
 
 function envoy_on_response(handle)
+  if finish(handle) then
+    return
+  end
   if handle:headers():get(":status") == "200" then
     handle:headers():replace("content-type", "application/x-ndjson")
   end

@@ -4,7 +4,7 @@ Invariant: every REST face of every exposed RPC is an operation, and no operatio
 contract says, in the contract's own words.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorSet, MethodDescriptorProto
@@ -24,8 +24,18 @@ the same port.
 Sign in with `Login` or `Register` and send the access token as `authorization: Bearer …`. Every answer carries
 `x-request-id`; every error has the one shape `Error`, whoever refused.
 
+A browser that can set no header, an EventSource say, may send the access token in a cookie instead: with GET only. Methods
+that change something do not look at cookies, so that no other site can make a browser call them.
+
 Streams are answered as server-sent events, each with its `sequence` as `id`; with `accept: application/x-ndjson` as one
 JSON object a line."""
+_FINISHED: Document = {"204": {"description": "There is nothing after that event: an EventSource stops asking."}}
+_LAST_EVENT_ID: Document = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "description": "The same thing as `after_sequence`; what an EventSource sends by itself when it comes back.",
+    "schema": {"type": "integer", "format": "int32", "minimum": 0},
+}
 _ERROR: Document = {
     "type": "object",
     "description": "google.rpc.Status: what every error looks like.",
@@ -48,15 +58,16 @@ _ERROR: Document = {
 }
 
 
-def openapi_document(descriptors: FileDescriptorSet, *, version: str) -> Document:
-    """The whole document; equal contracts make an equal document."""
-    return _Writer(descriptors).document(version)
+def openapi_document(descriptors: FileDescriptorSet, *, version: str, session_cookies: Sequence[str]) -> Document:
+    """The whole document; equal contracts and names of cookies make an equal document."""
+    return _Writer(descriptors, session_cookies).document(version)
 
 
 class _Writer:
     """Collects operations and the schemas that they refer to."""
 
-    def __init__(self, descriptors: FileDescriptorSet) -> None:
+    def __init__(self, descriptors: FileDescriptorSet, session_cookies: Sequence[str]) -> None:
+        self._session_cookies = session_cookies
         self._rpcs = [rpc for rpc in exposed_rpcs(descriptors) if rpc.bindings]
         self._comments = read_comments(descriptors)
         self._reasons: Mapping[str, Reason] = read_reasons(self._comments)
@@ -82,7 +93,10 @@ class _Writer:
             "tags": self._tags(),
             "paths": {**paths, **_edge_paths()},
             "components": {
-                "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+                "securitySchemes": {
+                    "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+                    **{_cookie_scheme(name): _cookie(name) for name in self._session_cookies},
+                },
                 "schemas": {"Error": _ERROR, **self._schemas.components},
             },
         }
@@ -100,7 +114,7 @@ class _Writer:
         return paths
 
     def _operation(self, rpc: Rpc, binding: Binding, number: int) -> Document:
-        comment = self._comments.get(f"{rpc.full_service}.{rpc.name}", "")
+        comment = self._comment(rpc)
         parameters = self._parameters(rpc, binding)
         operation: Document = {
             "tags": [rpc.service],
@@ -108,7 +122,7 @@ class _Writer:
             # Unlike a description, a summary is no Markdown.
             "summary": comment.split(".")[0].replace("\n", " ").replace("`", "") + ".",
             "description": comment,
-            "security": [] if rpc.is_public else [{"bearer": []}],
+            "security": self._security(rpc, binding),
             "x-access": options_pb2.Access.Name(rpc.access).removeprefix("ACCESS_").lower(),
         }
         if parameters:
@@ -118,8 +132,18 @@ class _Writer:
                 "required": True,
                 "content": {"application/json": {"schema": self._body(rpc, binding)}},
             }
-        operation["responses"] = {"200": self._answer(rpc), **self._refusals(rpc, comment), "default": _any_error()}
+        answers = {"200": self._answer(rpc), **(_FINISHED if _follows(rpc, parameters) else {})}
+        operation["responses"] = {**answers, **self._refusals(rpc, comment), "default": _any_error()}
         return operation
+
+    def _security(self, rpc: Rpc, binding: Binding) -> list[Document]:
+        if rpc.is_public:
+            return []
+        cookies: list[Document] = [{_cookie_scheme(name): []} for name in self._session_cookies]
+        return [{"bearer": []}, *(cookies if binding.method == "GET" else ())]
+
+    def _comment(self, rpc: Rpc) -> str:
+        return self._comments.get(f"{rpc.full_service}.{rpc.name}", "")
 
     def _request(self, rpc: Rpc) -> str:
         return self._methods[rpc.grpc_path].input_type.removeprefix(".")
@@ -143,6 +167,8 @@ class _Writer:
         if not binding.body:
             asked = [field for field in fields.values() if field.name not in binding.variables]
             inside += [self._parameter(name, field, "query") for field in asked]
+            if "after_sequence" in fields:
+                inside.append(_LAST_EVENT_ID)
         elif "request_id" in fields:
             inside.append(
                 {
@@ -180,8 +206,22 @@ class _Writer:
             names += ["IDENTITY_MISSING", "TOKEN_INVALID", "TOKEN_EXPIRED", "SESSION_ENDED", "IDENTITY_UNAVAILABLE"]
         if rpc.access == options_pb2.ACCESS_ADMIN:
             names.append("ACCESS_DENIED")
-        names += [*named_in(comment), "DEPENDENCY_UNAVAILABLE", "DEADLINE_PASSED"]
+        others = {other.name: self._comment(other) for other in self._rpcs if other.full_service == rpc.full_service}
+        names += [*named_in(comment, others), "DEPENDENCY_UNAVAILABLE", "DEADLINE_PASSED"]
         return responses(names, self._reasons)
+
+
+def _follows(rpc: Rpc, parameters: Sequence[Document]) -> bool:
+    # A stream of something that has an end, which may lie behind its reader.
+    return rpc.is_stream and _LAST_EVENT_ID in parameters and any(each["in"] == "path" for each in parameters)
+
+
+def _cookie_scheme(name: str) -> str:
+    return f"cookie_{name}"
+
+
+def _cookie(name: str) -> Document:
+    return {"type": "apiKey", "in": "cookie", "name": name, "description": "An access token. With GET only."}
 
 
 def _any_error() -> Document:

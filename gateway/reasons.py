@@ -15,10 +15,13 @@ from gateway.contract import ContractError
 
 _PREFIX = "parley.type.v1.ErrorReason.ERROR_REASON_"
 _PAYLOAD = re.compile(r"^\s*([A-Z_]+) (\{.*\})\s*$", re.MULTILINE)
-_REASONS = re.compile(r"Reasons:\s*([A-Z_,\s]+)\.")
+_REASONS = re.compile(r"Reasons:\s*([A-Za-z_,\s]+)\.")
+_AS_ANOTHER = re.compile(r"as (\w+)")
+_NAME = re.compile(r"\b[A-Z][A-Z_]+\b")
 # What Envoy's transcoder makes of a gRPC code.
 HTTP_STATUS: dict[int, int] = {
     code_pb2.INVALID_ARGUMENT: 400,
+    code_pb2.FAILED_PRECONDITION: 400,
     code_pb2.UNAUTHENTICATED: 401,
     code_pb2.PERMISSION_DENIED: 403,
     code_pb2.NOT_FOUND: 404,
@@ -49,10 +52,20 @@ def read_reasons(comments: Mapping[str, str]) -> dict[str, Reason]:
     return {name: _reason(name, text) for name, text in texts.items() if name != "UNSPECIFIED"}
 
 
-def named_in(comment: str) -> list[str]:
-    """The reasons that an RPC may be refused with; those that come as events of a stream are not among them."""
+def named_in(comment: str, others: Mapping[str, str]) -> list[str]:
+    """The reasons that an RPC may be refused with; those that come as events of a stream are not among them.
+
+    `as StreamCompletion` stands for all of that RPC's; `others` holds the comments of its service by RPC.
+    """
     found = _REASONS.search(comment)
-    return [name.strip() for name in found.group(1).split(",")] if found else []
+    if found is None:
+        return []
+    same = _AS_ANOTHER.search(found.group(1))
+    if same is None:
+        return _NAME.findall(found.group(1))
+    if same.group(1) not in others:
+        raise ContractError(f"a comment names the reasons of {same.group(1)}, which is no RPC of its service")
+    return [*named_in(others[same.group(1)], others), *_NAME.findall(found.group(1))]
 
 
 def responses(names: Iterable[str], known: Mapping[str, Reason]) -> dict[str, Any]:

@@ -19,7 +19,9 @@ function envoy_on_request(handle)
   local is_carried = true
   for name, value in pairs(headers) do
     size = size + #name + #value
-    is_carried = is_carried and string.find(name, NAME) and not string.find(value, BEYOND_VALUE)
+    -- Cookies go no further than the edge: those of other applications may hold what they like.
+    local is_fit = name == "cookie" or not string.find(value, BEYOND_VALUE)
+    is_carried = is_carried and is_fit and string.find(name, NAME)
   end
   if size > LARGEST_HEADER_BYTES then
     return refuse(handle, "431")

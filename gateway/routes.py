@@ -18,13 +18,16 @@ Config = dict[str, Any]
 NDJSON = "application/x-ndjson"
 # What a browser may send and read across origins.
 CORS_REQUEST_HEADERS = (
-    "accept,authorization,content-type,grpc-timeout,idempotency-key,last-event-id,x-grpc-web,x-request-id,x-user-agent"
+    "accept,authorization,content-type,grpc-timeout,idempotency-key,last-event-id,mcp-method,mcp-name,mcp-protocol-version,"
+    "mcp-session-id,x-grpc-web,x-request-id,x-user-agent"
 )
 CORS_RESPONSE_HEADERS = "grpc-message,grpc-status,grpc-status-details-bin,retry-after,x-request-id"
 CORS_MAX_AGE_SECONDS = 600
 PAGE_MAX_AGE_SECONDS = 300
 # What people type for a page.
 _SLASHED = ("/docs/", "/redoc/")
+MCP_PATH = "/mcp"
+MCP_METHODS = ("DELETE", "GET", "POST")
 _READS: Config = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD"}}}
 
 
@@ -34,6 +37,7 @@ def route_configuration(settings: EdgeSettings, rpcs: Sequence[Rpc], directory: 
         *_preflight_routes(settings.cors_allowed_origins),
         *_grpc_routes(settings, rpcs),
         *_rest_routes(settings, rpcs, directory),
+        *_mcp_routes(settings),
         *_wrong_method_routes(rpcs),
         *_page_routes(directory, version),
         _refusal({"prefix": "/"}, 404),
@@ -45,6 +49,8 @@ def route_configuration(settings: EdgeSettings, rpcs: Sequence[Rpc], directory: 
         "name": "edge",
         "ignore_port_in_host_matching": True,
         "max_direct_response_body_size_bytes": GREATEST_PAGE_BYTES,
+        # They are for the edge, and for other applications of the same host: no service has a use for them.
+        "request_headers_to_remove": ["cookie"],
         "virtual_hosts": hosts,
     }
 
@@ -64,6 +70,8 @@ def _cors_policy(origins: Sequence[str]) -> Config:
         "allow_headers": CORS_REQUEST_HEADERS,
         "expose_headers": CORS_RESPONSE_HEADERS,
         "max_age": str(CORS_MAX_AGE_SECONDS),
+        # A page of an origin that the operator named may send the session's cookie, any other page may not.
+        "allow_credentials": "*" not in origins,
     }
 
 
@@ -98,9 +106,13 @@ def _rest_routes(settings: EdgeSettings, rpcs: Iterable[Rpc], directory: Path) -
         match = {**_path_match(binding), "headers": [_has_method(binding.method)]}
         per_filter = {
             "envoy.filters.http.jwt_authn": filters.identity_rule(is_public=rpc.is_public),
-            "envoy.filters.http.header_mutation": filters.rest_headers(is_stream=rpc.is_stream),
+            "envoy.filters.http.header_mutation": filters.rest_headers(
+                is_stream=rpc.is_stream, is_personal=not rpc.is_public
+            ),
             "envoy.filters.http.buffer": filters.rest_body_limit(settings),
         }
+        if binding.method == "GET" and not rpc.is_public:
+            per_filter["session_cookie"] = filters.with_session_cookie()
         if rpc.is_stream:
             yield _ndjson_route(settings, rpc, match, per_filter, directory)
             per_filter = {**per_filter, "stream_frames": filters.stream_script("sse.lua")}
@@ -134,6 +146,29 @@ def _to_service(settings: EdgeSettings, rpc: Rpc, match: Config, per_filter: Con
         "route": {"cluster": rpc.owner, **limits, "retry_policy": retry},
         "typed_per_filter_config": per_filter,
     }
+
+
+def _mcp_routes(settings: EdgeSettings) -> Iterator[Config]:
+    """MCP is HTTP of its own: it passes to chat as it came, with an identity."""
+    match: Config = {"path_separated_prefix": MCP_PATH}
+    methods = {"name": ":method", "string_match": {"safe_regex": {"regex": "|".join(MCP_METHODS)}}}
+    yield {
+        "match": {**match, "headers": [methods]},
+        "route": {
+            "cluster": "mcp",
+            # An answer may be a stream.
+            "timeout": "0s",
+            "idle_timeout": f"{settings.stream_idle_timeout_seconds}s",
+            "retry_policy": {"retry_on": "connect-failure", "num_retries": 2},
+        },
+        "typed_per_filter_config": {
+            **filters.outside_the_contract(),
+            "envoy.filters.http.jwt_authn": filters.identity_rule(is_public=False),
+            "envoy.filters.http.header_mutation": filters.rest_headers(is_stream=True, is_personal=True),
+            "envoy.filters.http.buffer": filters.rest_body_limit(settings),
+        },
+    }
+    yield _refusal(match, 405, allow=MCP_METHODS)
 
 
 def _wrong_method_routes(rpcs: Iterable[Rpc]) -> Iterator[Config]:

@@ -62,7 +62,7 @@ class Schemas:
         if name in _WELL_KNOWN:
             return dict(_WELL_KNOWN[name])
         # What stands in answers has other required fields when it comes in a request.
-        short = name.rsplit(".", 1)[1] + ("Input" if not is_answer and name in self._answered else "")
+        short = self._short(name) + ("Input" if not is_answer and name in self._answered else "")
         if short not in self._used:
             # Taken before it is made: a message may hold itself.
             self._used[short] = {}
@@ -96,6 +96,12 @@ class Schemas:
         else:
             schema = {**single, **_of_value(rule), **_of_required_string(field, rule)}
         return {**schema, "description": description} if description else schema
+
+    def _short(self, name: str) -> str:
+        package, short = name.rsplit(".", 1)
+        # Two services may well have a ListSessionsResponse: then both are called by their service, `AuthListSessions…`.
+        is_shared = len([other for other in self._messages if other.rsplit(".", 1)[1] == short]) > 1
+        return (package.split(".")[1].capitalize() if is_shared else "") + short
 
     def _note_answered(self, name: str) -> None:
         if name in self._answered or name not in self._messages:

@@ -4,6 +4,7 @@ Invariant: a value that Envoy would misread is refused here, by the name of its 
 """
 
 import ipaddress
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-GENERATION_DEADLINE_SECONDS = 120
-HEARTBEAT_SECONDS = 15
+LEAST_HEARTBEATS = 3
 _GREATEST_PORT = 65535
+_COOKIE = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
@@ -78,16 +79,23 @@ class EdgeSettings(BaseSettings):
     auth_endpoints: Endpoints = (Address("127.0.0.1", 50051),)
     chat_endpoints: Endpoints = (Address("127.0.0.1", 50061),)
     memory_endpoints: Endpoints = (Address("127.0.0.1", 50071),)
+    # Where the processes of chat serve MCP.
+    mcp_endpoints: Endpoints = (Address("127.0.0.1", 9261),)
     # Origins of web pages that may call: exact, or `*`. None by default.
     cors_allowed_origins: Names = ()
+    # Cookies that may hold an access token, for GET only, where there is no Authorization header: a browser's EventSource.
+    session_cookies: Names = ("session_token", "better-auth.session_token")
     # Host headers that are answered, without port: exact, `*.example.com`, or `*`. Others get 421.
     allowed_hosts: Names = ("*",)
+    # Chat's own, which the edge must outlast.
+    generation_deadline_seconds: float = Field(default=120, gt=0, le=3600)
+    heartbeat_seconds: float = Field(default=15, ge=0.1, le=300)
     # A unary call may wait for a model: longer than the generation's own deadline, so that chat's answer wins.
-    request_timeout_seconds: int = Field(default=130, gt=GENERATION_DEADLINE_SECONDS, le=3600)
+    request_timeout_seconds: int = Field(default=130, ge=1, le=7200)
     # How long a client may take to send its whole request.
     receive_timeout_seconds: int = Field(default=60, ge=1, le=3600)
     # A stream without an event, heartbeats included, for this long is dead.
-    stream_idle_timeout_seconds: int = Field(default=90, ge=3 * HEARTBEAT_SECONDS, le=3600)
+    stream_idle_timeout_seconds: int = Field(default=90, ge=1, le=3600)
     # At most what a service takes (8 MiB), so that it is the edge that says 413.
     max_body_bytes: int = Field(default=2 * 1024 * 1024, ge=1024, le=8 * 1024 * 1024)
     # Greatest unary answer that is turned into JSON: a whole conversation, say.
@@ -108,12 +116,12 @@ class EdgeSettings(BaseSettings):
     def _read_address(cls, value: object) -> object:
         return Address.parse(value) if isinstance(value, str) else value
 
-    @field_validator("auth_endpoints", "chat_endpoints", "memory_endpoints", mode="before")
+    @field_validator("auth_endpoints", "chat_endpoints", "memory_endpoints", "mcp_endpoints", mode="before")
     @classmethod
     def _read_endpoints(cls, value: object) -> object:
         return _addresses(value)
 
-    @field_validator("cors_allowed_origins", "allowed_hosts", mode="before")
+    @field_validator("cors_allowed_origins", "session_cookies", "allowed_hosts", mode="before")
     @classmethod
     def _read_names(cls, value: object) -> object:
         return _split(value)
@@ -124,6 +132,14 @@ class EdgeSettings(BaseSettings):
         for origin in value:
             if origin != "*" and (not origin.startswith(("http://", "https://")) or origin.count("/") != 2):  # noqa: PLR2004
                 raise ValueError(f"{origin!r} is not an origin: write https://host[:port] without a path, or *")
+        return value
+
+    @field_validator("session_cookies")
+    @classmethod
+    def _check_cookies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not _COOKIE.fullmatch(name):
+                raise ValueError(f"{name!r} is not a cookie's name: letters, digits, dot, dash and underscore")
         return value
 
     @field_validator("allowed_hosts")
@@ -142,6 +158,23 @@ class EdgeSettings(BaseSettings):
     def _check_admin(self) -> "EdgeSettings":
         if self.edge_address == self.edge_admin_address:
             raise ValueError("EDGE_ADDRESS and EDGE_ADMIN_ADDRESS are the same")
+        return self
+
+    @model_validator(mode="after")
+    def _outlasts_chat(self) -> "EdgeSettings":
+        deadline, heartbeat = self.generation_deadline_seconds, self.heartbeat_seconds
+        if self.request_timeout_seconds <= deadline:
+            raise ValueError(
+                f"REQUEST_TIMEOUT_SECONDS ({self.request_timeout_seconds}) must be above GENERATION_DEADLINE_SECONDS"
+                f" ({deadline:g}), or the edge gives up a reply that chat still writes: raise the one or lower the other"
+            )
+        least = LEAST_HEARTBEATS * heartbeat
+        if self.stream_idle_timeout_seconds < least:
+            raise ValueError(
+                f"STREAM_IDLE_TIMEOUT_SECONDS ({self.stream_idle_timeout_seconds}) must be at least"
+                f" {LEAST_HEARTBEATS} x HEARTBEAT_SECONDS ({heartbeat:g}), or the edge cuts silent streams:"
+                f" set it to {math.ceil(least)} or more, or lower HEARTBEAT_SECONDS"
+            )
         return self
 
     def endpoints(self) -> dict[str, tuple[Address, ...]]:

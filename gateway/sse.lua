@@ -1,7 +1,8 @@
 -- Runs only on routes of streams that are answered as SSE, outside the transcoder, which has written `data: {json}` frames.
 -- It puts `id: <sequence>` before the data of an event that has a sequence, and turns a heartbeat into a comment. Each chunk
 -- goes on as soon as it was looked at; a frame that came in two chunks is put together first. Invariant: JSON holds no raw
--- line feed, so that a line feed before `data:` is always the start of a frame.
+-- line feed, so that a line feed before `data:` is always the start of a frame. Where the service says that there is nothing
+-- any more, the answer is 204 (finished.lua stands in front of this).
 
 local function frame(text)
   if string.find(text, '^data: {"sequence":0,"heartbeat":{}}') then
@@ -15,6 +16,9 @@ local function frame(text)
 end
 
 function envoy_on_response(handle)
+  if finish(handle) then
+    return
+  end
   local kind = handle:headers():get("content-type")
   if kind ~= "text/event-stream" then
     return

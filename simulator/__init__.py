@@ -21,8 +21,10 @@ A text that shows what was received: the last message, how many came before it, 
 "what is my <anything>?", "what did I just say?" and "what was the first thing I said?" are answered from the earlier turns
 and the instructions of the same request. Further by rule: calls of add_task, list_tasks, complete_task, update_task and
 delete_task where `tools` offers them and the words ask for them; structured output that satisfies its schema (yes/no: no to
-refusals and mere politeness); web search with two citations, arithmetic in the code interpreter, MCP calls with approval,
-each where its tool is offered and the words call for it; reasoning summaries where they are asked for.
+refusals and mere politeness); a title of at most six words where the instructions ask for the title of a conversation; each
+picture acknowledged as "an image of <n> bytes (<media type>)" or "an image at <URL>"; web search with two citations,
+arithmetic in the code interpreter, MCP calls with approval, each where its tool is offered and the words call for it;
+reasoning summaries where they are asked for.
 
 Model names
 -----------
@@ -60,10 +62,16 @@ POST /_control/script    {"answers": [ANSWER, …], "exhaustive": false} -> {"qu
 
     ANSWER, every field optional:
     match               {"text": contained in the user's last message, "model": equal,
-                         "endpoint": "responses" | "chat.completions" | "embeddings"}; default: any but embeddings
+                         "endpoint": "responses" | "chat.completions" | "embeddings" | "responses.retrieve" |
+                         "responses.cancel" | "responses.delete",
+                         "asks_title": whether the instructions ask for a conversation's title, default false};
+                        by default the first two; of the last three (requests about a stored response) only the fault counts
     times               serves so many requests (default 1), then heals
+    for_seconds         instead: serves every request for so long after its first, then heals
     text | deltas       what to say, cut by the tokeniser | exactly these deltas
     citations           [{"url", "title", "start", "end"}] of the text
+    citation_markers    also put `U+E200 cite U+E202 turn0search<n> U+E201` behind each citation's span, the rules' own too,
+                        each in five deltas; offsets then count the markers. Markers anywhere else: by `deltas`
     function_calls      [{"name", "arguments": object | JSON text, "call_id"}]
     reasoning           a reasoning summary before it
     pace                {"first_token_ms", "interval_ms"}
@@ -74,9 +82,13 @@ POST /_control/script    {"answers": [ANSWER, …], "exhaustive": false} -> {"qu
     Without text, deltas or function_calls the rules speak, with this pace, hold and fault. The oldest answer that matches
     is taken. "exhaustive": from now until the reset, a request to generate that no answer matches is refused with a 400.
 
-GET /_control/requests   {"count", "requests": [{"number", "endpoint", "headers", "body", "scripted", "outcome"}]}:
-                         the newest 2,000, of at most 64 MiB; outcome: running, completed, refused, broken (cut),
-                         disconnected
+POST /_control/expire-containers -> {"expired": n}: every container of the code interpreter expires. A request that names
+                         an expired one, as its tool's or in an item, is a 400, "Container is expired."; a 404 names one
+                         that never was
+GET /_control/requests   {"count", "requests": [{"number", "endpoint", "headers", "body", "scripted", "asks_title",
+                         "outcome"}]}:
+                         the newest 2,000, of at most 64 MiB, those about a stored response too (body: its id and the
+                         query); outcome: running, completed, refused, broken (cut), disconnected
 GET /_control/status     {"unconsumed": [ANSWER, …], "unexpected": [request numbers], "running", "held"}
 POST /_control/release   lets held replies go on -> {"released": n}
 POST /_control/reset     forgets answers and requests, releases what is held; running replies go on

@@ -54,10 +54,11 @@ class WebSearch:
 
 @dataclass(frozen=True, slots=True)
 class CodeRun:
-    """Python that the provider ran, and what it printed."""
+    """Python that the provider ran, what it printed, and the container that it ran in."""
 
     code: str
     logs: str
+    container_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

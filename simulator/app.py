@@ -19,12 +19,14 @@ from starlette.routing import Route
 
 from simulator import writers
 from simulator.chat import ChatRun
+from simulator.containers import Containers
 from simulator.delivery import PLAN_HEADER, Delivery, plan_delivery
 from simulator.door import Door
 from simulator.embeddings import create_embeddings
 from simulator.errors import ApiError, invalid
 from simulator.frames import Gate
-from simulator.plan import Pace
+from simulator.markers import with_markers
+from simulator.plan import Fault, Pace
 from simulator.prompt import Prompt, read_chat, read_responses
 from simulator.reply import Reply, Writer, common_headers
 from simulator.requests import (
@@ -37,8 +39,8 @@ from simulator.requests import (
     parse_tools,
 )
 from simulator.responses import ResponseRun
-from simulator.rules import answer_for, reasoning_for
-from simulator.script import Endpoint, Journal, Outcome, RecordedRequest, Script
+from simulator.rules import answer_for, asks_title, reasoning_for
+from simulator.script import Asked, Endpoint, Journal, Outcome, RecordedRequest, Script
 from simulator.store import ResponseStore, StoredResponse
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
@@ -55,10 +57,11 @@ class Simulator:
         self.script = Script()
         self.journal = Journal(keeps=control)
         self.store = ResponseStore()
+        self.containers = Containers()
         self.gate = Gate()
         self._live: set[asyncio.Task[None]] = set()
         self._pace = pace
-        door = Door(self.script, self.journal, self.gate, running=lambda: len(self._live))
+        door = Door(self.script, self.journal, self.gate, self.containers, running=lambda: len(self._live))
         routes = [*self._routes(), *(door.routes() if control else ())]
         handlers = {ApiError: _refuse, HTTPException: _refuse_unknown}
         self.app = Starlette(routes=routes, exception_handlers=handlers)
@@ -101,29 +104,36 @@ class Simulator:
             raise invalid("A background response must be stored: 'store' cannot be false.", param="store")
         tools = parse_tools(asked.tools or [])
         before = self.store.history(asked.previous_response_id) if asked.previous_response_id else []
+        own = [{"role": "user", "content": asked.input}] if isinstance(asked.input, str) else asked.input
         prompt = read_responses(asked, tools, before=before)
-        delivery = self._deliver(request, recorded, model=asked.model, text=prompt.last_user.text)
+        self.containers.check(tools, own)
+        delivery = self._deliver(request, recorded, prompt, model=asked.model)
         answer = delivery.answer
         if answer is None:
             answer = (*_thinking(asked, prompt), *answer_for(prompt))
+        if delivery.marks_citations:
+            answer = with_markers(answer)
+        answer = self.containers.assign(answer, tools)
         run = ResponseRun(asked, answer, tools=tools, input_tokens=prompt.input_tokens(), stop=delivery.stop)
-        own = [{"role": "user", "content": asked.input}] if isinstance(asked.input, str) else asked.input
         streamed = asked.stream is True and asked.background is True
         return StoredResponse(run, [*before, *own], streamed=streamed), delivery
 
     async def _get_response(self, request: Request) -> Response:
+        recorded, transport = self._receive_about(request, "responses.retrieve")
         stored = self.store.get(request.path_params["id"])
         if request.query_params.get("stream", "false").lower() != "true":
+            recorded.outcome = "completed"
             return _json(stored.run.snapshot())
         if not stored.streamed:
             raise invalid("Only a background response that was created with stream=true can be streamed.", param="stream")
         after = request.query_params.get("starting_after", "-1")
         if not after.removeprefix("-").isdigit():
             raise invalid("Invalid value for 'starting_after': expected an integer.", param="starting_after")
-        write = writers.resumed(stored, after=max(int(after), -1))
-        return Reply(write, live=self._live, ended=lambda _: None)
+        write = writers.resumed(stored, after=max(int(after), -1), transport=transport)
+        return self._reply(write, recorded)
 
     async def _cancel_response(self, request: Request) -> Response:
+        recorded, _ = self._receive_about(request, "responses.cancel")
         stored = self.store.get(request.path_params["id"])
         if not stored.run.response["background"]:
             raise invalid("Cannot cancel a synchronous response.", code=None)
@@ -134,10 +144,13 @@ class Simulator:
         status = stored.run.response["status"]
         if status != "cancelled":
             raise invalid(f"Cannot cancel a {status} response.", code=None)
+        recorded.outcome = "completed"
         return _json(stored.run.snapshot())
 
     async def _delete_response(self, request: Request) -> Response:
+        recorded, _ = self._receive_about(request, "responses.delete")
         self.store.delete(request.path_params["id"])
+        recorded.outcome = "completed"
         return _json({"id": request.path_params["id"], "object": "response", "deleted": True})
 
     async def _create_completion(self, request: Request) -> Response:
@@ -145,7 +158,7 @@ class Simulator:
         with _refusal_recorded(recorded):
             asked = parse_body(ChatRequest, body)
             prompt = read_chat(asked)
-            delivery = self._deliver(request, recorded, model=asked.model, text=prompt.last_user.text)
+            delivery = self._deliver(request, recorded, prompt, model=asked.model)
             answer = delivery.answer
             if answer is None:
                 effort = asked.reasoning_effort or "none"
@@ -157,7 +170,7 @@ class Simulator:
         body, recorded = await self._receive(request, "embeddings")
         with _refusal_recorded(recorded):
             asked = parse_body(EmbeddingsRequest, body)
-            delivery = self._deliver(request, recorded, model=asked.model, text="")
+            delivery = self._deliver(request, recorded, Prompt(()), model=asked.model)
             encoded = orjson.dumps(create_embeddings(asked))
         return self._reply(writers.whole(encoded, delivery), recorded)
 
@@ -169,12 +182,20 @@ class Simulator:
             if len(received) > MAX_BODY_BYTES:
                 raise ApiError(413, f"The body of the request is larger than {MAX_BODY_BYTES} bytes.")
         body = parse_json(bytes(received))
-        headers = {name: value for name, value in request.headers.items() if name != "authorization"}
-        return body, self.journal.record(endpoint, headers=headers, body=body)
+        return body, self.journal.record(endpoint, headers=_shown(request), body=body)
 
-    def _deliver(self, request: Request, recorded: RecordedRequest, *, model: str, text: str) -> Delivery:
-        scripted = self.script.take(recorded.endpoint, model=model, text=text, number=recorded.number)
-        recorded.scripted = scripted is not None
+    def _receive_about(self, request: Request, endpoint: Endpoint) -> tuple[RecordedRequest, Fault | None]:
+        """A request about a stored response, noted in the journal as refused until it is not; the fault scripted for it."""
+        body: JsonObject = {"id": request.path_params["id"], **request.query_params}
+        recorded = self.journal.record(endpoint, headers=_shown(request), body=body)
+        recorded.outcome = "refused"
+        delivery = self._deliver(request, recorded, Prompt(()), model="")
+        return recorded, delivery.transport
+
+    def _deliver(self, request: Request, recorded: RecordedRequest, prompt: Prompt, *, model: str) -> Delivery:
+        asked = Asked(recorded.endpoint, model=model, text=prompt.last_user.text, asks_title=asks_title(prompt))
+        scripted = self.script.take(asked, number=recorded.number)
+        recorded.scripted, recorded.asks_title = scripted is not None, asked.asks_title
         header = request.headers.get(PLAN_HEADER)
         return plan_delivery(scripted, model=model, header=header, default_pace=self._pace, gate=self.gate)
 
@@ -185,6 +206,10 @@ class Simulator:
                 self.store.discard(response_id)
 
         return Reply(write, live=self._live, ended=ended)
+
+
+def _shown(request: Request) -> dict[str, str]:
+    return {name: value for name, value in request.headers.items() if name != "authorization"}
 
 
 def _thinking(asked: ResponsesRequest, prompt: Prompt) -> Any:

@@ -30,8 +30,10 @@ class ChatRun:
         self._calls: list[JsonObject] = []
         self._finish = "stop"
         self._deltas = 0
-        self._reasoning_tokens = sum(item.hidden_tokens for item in answer if isinstance(item, Reasoning))
-        self._budget = self._token_budget()
+        limit = request.max_completion_tokens or request.max_tokens
+        thought = sum(item.hidden_tokens for item in answer if isinstance(item, Reasoning))
+        self._reasoning_tokens = thought if limit is None else min(thought, limit)
+        self._budget = None if limit is None else limit - self._reasoning_tokens
 
     @property
     def refusal(self) -> JsonObject | None:
@@ -89,10 +91,6 @@ class ChatRun:
                 return
             self._deltas += 1
             yield token
-
-    def _token_budget(self) -> int | None:
-        limit = self._request.max_completion_tokens or self._request.max_tokens
-        return None if limit is None else max(limit - self._reasoning_tokens, 0)
 
     def _ending(self) -> Frame:
         if self.refusal:

@@ -62,11 +62,14 @@ class Control:
         asked = ScriptRequest(answers=list(answers), exhaustive=exhaustive)
         await self._call("POST", "script", json=asked.model_dump(mode="json", exclude_unset=True))
 
-    async def requests(self, endpoint: Endpoint | None = None) -> list[RecordedRequest]:
-        """The requests received since the reset, oldest first; those of one endpoint, or all."""
+    async def requests(self, endpoint: Endpoint | None = None, *, with_titles: bool = False) -> list[RecordedRequest]:
+        """The requests received since the reset, oldest first; those of one endpoint, or all.
+
+        Those for a conversation's title, which jobs make at any time after a turn, are left out unless asked for.
+        """
         told = await self._call("GET", "requests")
         received = [RecordedRequest.model_validate(one) for one in told["requests"]]
-        return [one for one in received if endpoint is None or one.endpoint == endpoint]
+        return [one for one in received if endpoint in (None, one.endpoint) and (with_titles or not one.asks_title)]
 
     async def status(self) -> ScriptStatus:
         """What is unconsumed, unexpected, running and held now."""
@@ -84,6 +87,10 @@ class Control:
     async def release(self) -> int:
         """Let the held replies go on; returns how many they were."""
         return int((await self._call("POST", "release"))["released"])
+
+    async def expire_containers(self) -> int:
+        """Let every container of the code interpreter expire; returns how many there were."""
+        return int((await self._call("POST", "expire-containers"))["expired"])
 
     async def reset(self) -> None:
         """Forget answers and requests; held replies go on. Idempotent."""

@@ -34,6 +34,7 @@ class Delivery:
     hold: Hold | None
     stop: Stop | None
     transport: Fault | None
+    marks_citations: bool
 
 
 def plan_delivery(
@@ -55,6 +56,7 @@ def plan_delivery(
         hold=None if held is None else Hold(gate, held),
         stop=_stop(fault),
         transport=fault if fault and fault.breaks_the_transport else None,
+        marks_citations=scripted is not None and scripted.citation_markers,
     )
 
 

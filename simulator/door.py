@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from simulator.containers import Containers
 from simulator.errors import from_validation
 from simulator.frames import Gate
 from simulator.requests import parse_json
@@ -20,10 +21,13 @@ from simulator.script import Journal, Script, ScriptRequest, ScriptStatus
 class Door:
     """The handlers of the control door."""
 
-    def __init__(self, script: Script, journal: Journal, gate: Gate, *, running: Callable[[], int]) -> None:
+    def __init__(
+        self, script: Script, journal: Journal, gate: Gate, containers: Containers, *, running: Callable[[], int]
+    ) -> None:
         self._script = script
         self._journal = journal
         self._gate = gate
+        self._containers = containers
         self._running = running
 
     def routes(self) -> list[Route]:
@@ -33,6 +37,7 @@ class Door:
             Route("/_control/requests", self._requests, methods=["GET"]),
             Route("/_control/status", self._status, methods=["GET"]),
             Route("/_control/release", self._release, methods=["POST"]),
+            Route("/_control/expire-containers", self._expire_containers, methods=["POST"]),
             Route("/_control/reset", self._reset, methods=["POST"]),
         ]
 
@@ -59,6 +64,9 @@ class Door:
 
     async def _release(self, _request: Request) -> JSONResponse:
         return JSONResponse({"released": self._gate.release()})
+
+    async def _expire_containers(self, _request: Request) -> JSONResponse:
+        return JSONResponse({"expired": self._containers.expire()})
 
     async def _reset(self, _request: Request) -> JSONResponse:
         """Forget answers and requests and let held replies go on; running replies are left alone."""

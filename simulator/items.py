@@ -134,7 +134,7 @@ class ItemWriter:
             case WebSearch():
                 announced["action"] = self._action(item)
             case CodeRun():
-                announced.update(container_id=_id("cntr"), code="", outputs=None)
+                announced.update(container_id=item.container_id, code="", outputs=None)
         return announced
 
     def _encrypted(self, item_id: str) -> JsonObject:

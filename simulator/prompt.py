@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import orjson
 
 from simulator.errors import ApiError, invalid
+from simulator.images import describe
 from simulator.requests import ChatRequest, JsonObject, ResponsesRequest
 from simulator.tokens import cached_tokens, count_tokens
 
@@ -20,16 +21,16 @@ _PASSED_OVER = frozenset(
     | {"item_reference", "compaction", "file_search_call", "image_generation_call"}
 )
 _TEXT_PARTS = frozenset({"input_text", "output_text", "text"})
-_OTHER_PARTS = frozenset({"input_image", "input_file", "input_audio", "image_url", "file", "refusal"})
+_OTHER_PARTS = frozenset({"input_file", "input_audio", "file", "refusal"})
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message of any role; `images` counts its pictures."""
+    """A message of any role; `images` describes its pictures."""
 
     role: str
     text: str
-    images: int = 0
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,21 +203,24 @@ def _message(raw: JsonObject, where: str, *, roles: tuple[str, ...]) -> Message:
     return Message(str(role), text, images)
 
 
-def _content(raw: Any, where: str) -> tuple[str, int]:
+def _content(raw: Any, where: str) -> tuple[str, tuple[str, ...]]:
     if isinstance(raw, str):
-        return raw, 0
+        return raw, ()
     if not isinstance(raw, list):
         raise invalid(f"Invalid type for '{where}': expected a string or an array.", param=where, code="invalid_type")
     parts = [_part(part, f"{where}[{index}]") for index, part in enumerate(raw)]
-    return "".join(text for text, _ in parts), sum(images for _, images in parts)
+    return "".join(text for text, _ in parts), tuple(image for _, image in parts if image)
 
 
-def _part(raw: Any, where: str) -> tuple[str, int]:
+def _part(raw: Any, where: str) -> tuple[str, str]:
+    """A part's text, and what its picture is."""
     kind = raw.get("type") if isinstance(raw, dict) else None
     if kind in _TEXT_PARTS:
-        return _text(raw, "text", where), 0
+        return _text(raw, "text", where), ""
+    if kind in ("input_image", "image_url"):
+        return "", describe(raw, where)
     if kind in _OTHER_PARTS:
-        return "", int(kind in ("input_image", "image_url"))
+        return "", ""
     raise invalid(f"Invalid value: '{kind}' is not a content part.", param=f"{where}.type")
 
 
@@ -229,9 +233,10 @@ def _text(raw: JsonObject, key: str, where: str) -> str:
 
 
 def _check_pairs(items: tuple[Item, ...]) -> None:
-    """Every output follows its call and every call has an output, as OpenAI insists."""
+    """Every output follows its call, every call has an output, and reasoning leads to something, as OpenAI insists."""
     open_calls: set[str] = set()
-    for item in items:
+    for item, following in zip(items, (*items[1:], None), strict=True):
+        _check_thought(item, following)
         if isinstance(item, Call):
             open_calls.add(item.call_id)
         elif isinstance(item, Output):
@@ -240,6 +245,16 @@ def _check_pairs(items: tuple[Item, ...]) -> None:
             open_calls.discard(item.call_id)
     if open_calls:
         raise _unpaired(f"No tool output found for function call {min(open_calls)}.")
+
+
+def _check_thought(item: Item, following: Item | None) -> None:
+    if not isinstance(item, Other) or item.item.get("type") != "reasoning":
+        return
+    is_led_from = isinstance(following, Call | Other) or (isinstance(following, Message) and following.role == "assistant")
+    if not is_led_from:
+        raise _unpaired(
+            f"Item '{item.item.get('id')}' of type 'reasoning' was provided without its required following item."
+        )
 
 
 def _unpaired(message: str) -> ApiError:

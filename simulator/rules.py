@@ -15,12 +15,15 @@ from simulator.prompt import Output, Prompt
 from simulator.tokens import tokenize
 
 QUOTE_LIMIT = 280
+TITLE_WORDS, TITLE_CHARACTERS = 6, 60
 
 _ASKS_ATTRIBUTE = re.compile(r"\bwhat(?:'s| is| are| was)\s+my\s+([\w' -]{2,40}?)\s*(?:\?|\.|!|$)", re.IGNORECASE)
 _ASKS_LAST = re.compile(
     r"\bwhat\s+(?:did|have)\s+i\s+(?:just\s+|last\s+)?(?:say|said|tell|told|write|written|ask|asked)\b", re.IGNORECASE
 )
 _ASKS_FIRST = re.compile(r"\bfirst\s+(?:thing|message|question)\b|\bsay\s+first\b", re.IGNORECASE)
+_WANTS_TITLE = re.compile(r"\btitle\b[^.]*\b(?:conversation|chat|dialogue)\b", re.IGNORECASE | re.DOTALL)
+_SPEAKER = re.compile(r"^\s*(?:user|person|human|q)\s*:\s*", re.IGNORECASE)
 _GREETING = re.compile(r"^\s*(?:hi|hello|hey|good (?:morning|afternoon|evening))\b", re.IGNORECASE)
 
 _REASONING_TOKENS = {"none": 0, "minimal": 0, "low": 8, "medium": 16, "high": 32, "xhigh": 48, "max": 64}
@@ -61,11 +64,26 @@ def reply_text(prompt: Prompt) -> str:
     outputs = [item for item in prompt.since_last_user if isinstance(item, Output)]
     if outputs:
         return task_calls.tell_results(prompt)
+    if asks_title(prompt):
+        return title_of(prompt.last_user.text)
     return _recalled(prompt) or _echo(prompt)
 
 
 def _waits_for_caller(called: Answer) -> bool:
     return any(isinstance(item, FunctionCall) for item in called) or provider_tools.waits_for_approval(called)
+
+
+def asks_title(prompt: Prompt) -> bool:
+    """Whether the instructions want a title for a conversation, and nothing else."""
+    return bool(_WANTS_TITLE.search(prompt.background))
+
+
+def title_of(text: str) -> str:
+    """A title for a conversation that begins so: its first words, at most six and 60 characters, without a full stop."""
+    first = next((line for line in text.splitlines() if line.strip()), "A conversation")
+    words = _SPEAKER.sub("", first).split()[:TITLE_WORDS]
+    title = " ".join(words)[:TITLE_CHARACTERS].rstrip(" .,;:!?")
+    return title[:1].upper() + title[1:] if title else "A conversation"
 
 
 def _closing(prompt: Prompt, called: Answer) -> Answer:
@@ -117,7 +135,7 @@ def _echo(prompt: Prompt) -> str:
         return "I received no message."
     parts = ["Hello! " if _GREETING.match(message.text) else "", f"You said: {quote(message.text)}."]
     if message.images:
-        parts.append(f" You sent {_counted(message.images, 'image')}.")
+        parts.append(f" You sent {' and '.join(message.images)}.")
     parts.append(_earlier(prompt))
     return "".join(parts)
 

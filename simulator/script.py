@@ -5,6 +5,7 @@ Invariant: a scripted answer is consumed by the request it served and by nothing
 exhaustive script did not foresee, can be asked for.
 """
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal, Self
@@ -22,7 +23,15 @@ MAX_ANSWERS = 10_000
 JOURNAL_REQUESTS = 2_000
 JOURNAL_BYTES = 64 * 1024 * 1024
 
-Endpoint = Literal["responses", "chat.completions", "embeddings"]
+Endpoint = Literal[
+    "responses",
+    "chat.completions",
+    "embeddings",
+    "responses.retrieve",
+    "responses.cancel",
+    "responses.delete",
+]
+GENERATING = frozenset({"responses", "chat.completions"})
 Outcome = Literal["running", "completed", "refused", "broken", "disconnected"]
 
 
@@ -31,11 +40,15 @@ class _Shape(BaseModel):
 
 
 class Match(_Shape):
-    """Which requests an answer is for. `text`: contained in the user's last message, whatever its case."""
+    """Which requests an answer is for: by default those that generate, but for those that ask for a conversation's title.
+
+    `text`: contained in the user's last message, whatever its case.
+    """
 
     text: str | None = None
     model: str | None = None
     endpoint: Endpoint | None = None
+    asks_title: bool = False
 
 
 class ScriptedCall(_Shape):
@@ -60,9 +73,11 @@ class ScriptedAnswer(_Shape):
 
     match: Match = Match()
     times: int = Field(default=1, ge=1, le=100_000)
+    for_seconds: float | None = Field(default=None, gt=0, le=3600)
     text: str | None = None
     deltas: list[str] | None = Field(default=None, max_length=MAX_TOKENS)
     citations: list[ScriptedCitation] = Field(default_factory=list)
+    citation_markers: bool = False
     function_calls: list[ScriptedCall] = Field(default_factory=list)
     reasoning: str | None = None
     pace: Pace | None = None
@@ -73,6 +88,8 @@ class ScriptedAnswer(_Shape):
     def _text_comes_once(self) -> Self:
         if self.text is not None and self.deltas is not None:
             raise ValueError("give `text` or `deltas`, not both")
+        if self.for_seconds is not None and self.times != 1:
+            raise ValueError("give `times` or `for_seconds`, not both")
         if self.citations and self.text is None and self.deltas is None:
             raise ValueError("`citations` need a `text` or `deltas`")
         return self
@@ -100,6 +117,7 @@ class RecordedRequest(BaseModel):
     headers: dict[str, str]
     body: JsonObject
     scripted: bool = False
+    asks_title: bool = False
     outcome: Outcome = "running"
 
 
@@ -119,10 +137,31 @@ class ScriptStatus(BaseModel):
     held: int
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What answers are matched with."""
+
+    endpoint: Endpoint
+    model: str = ""
+    text: str = ""
+    asks_title: bool = False
+
+
 @dataclass(slots=True)
 class _Queued:
     answer: ScriptedAnswer
     left: int
+    first_seconds: float | None = None
+
+    def is_over(self, now_seconds: float) -> bool:
+        """Whether the time for which it was to serve has passed since it first did."""
+        span = self.answer.for_seconds
+        return span is not None and self.first_seconds is not None and now_seconds - self.first_seconds > span
+
+    def serve(self, now_seconds: float) -> None:
+        """Note that it serves a request."""
+        self.first_seconds = now_seconds if self.first_seconds is None else self.first_seconds
+        self.left -= self.answer.for_seconds is None
 
 
 class Script:
@@ -140,22 +179,25 @@ class Script:
         self._queue += [_Queued(answer, answer.times) for answer in request.answers]
         self._exhaustive = self._exhaustive or request.exhaustive
 
-    def take(self, endpoint: Endpoint, *, model: str, text: str, number: int) -> ScriptedAnswer | None:
+    def take(self, asked: Asked, *, number: int) -> ScriptedAnswer | None:
         """The next answer for this request, consumed. Raises ApiError (400) where an exhaustive script has none."""
+        now_seconds = time.monotonic()
+        self._queue = [queued for queued in self._queue if not queued.is_over(now_seconds)]
         for queued in self._queue:
-            if _fits(queued.answer.match, endpoint, model, text):
-                queued.left -= 1
+            if _fits(queued.answer.match, asked):
+                queued.serve(now_seconds)
                 if not queued.left:
                     self._queue.remove(queued)
                 return queued.answer
-        if self._exhaustive and endpoint != "embeddings":
+        if self._exhaustive and asked.endpoint in GENERATING and not asked.asks_title:
             self.unexpected = [*self.unexpected[-99:], number]
             raise ApiError(400, "The script has no answer for this request.", code="no_scripted_answer")
         return None
 
     def unconsumed(self) -> list[ScriptedAnswer]:
         """The answers that still wait, `times` being what is left of them."""
-        return [queued.answer.model_copy(update={"times": queued.left}) for queued in self._queue]
+        waiting = [queued for queued in self._queue if queued.answer.for_seconds is None or queued.first_seconds is None]
+        return [queued.answer.model_copy(update={"times": queued.left}) for queued in waiting]
 
     def reset(self) -> None:
         """Forget every answer."""
@@ -195,12 +237,12 @@ class Journal:
         self.count = self._bytes = 0
 
 
-def _fits(match: Match, endpoint: Endpoint, model: str, text: str) -> bool:
-    if match.endpoint != endpoint and (match.endpoint is not None or endpoint == "embeddings"):
+def _fits(match: Match, asked: Asked) -> bool:
+    if match.endpoint != asked.endpoint and (match.endpoint is not None or asked.endpoint not in GENERATING):
         return False
-    if match.model is not None and match.model != model:
+    if match.asks_title != asked.asks_title or match.model not in (None, asked.model):
         return False
-    return match.text is None or match.text.casefold() in text.casefold()
+    return match.text is None or match.text.casefold() in asked.text.casefold()
 
 
 def _function_call(call: ScriptedCall) -> FunctionCall:

@@ -62,11 +62,11 @@ def background(stored: StoredResponse, delivery: Delivery, *, stream: bool) -> W
     return write
 
 
-def resumed(stored: StoredResponse, *, after: int) -> Writer:
+def resumed(stored: StoredResponse, *, after: int, transport: Fault | None) -> Writer:
     """Follow a background run again, from the event after a sequence number."""
 
     async def write(send: Send) -> None:
-        await _write_stream(send, misbehaving(stored.follow(after), None))
+        await _write_stream(send, misbehaving(stored.follow(after), transport))
 
     return write
 

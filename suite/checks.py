@@ -27,6 +27,7 @@ STAND_INS = {
     "DATABASE_URL": "postgresql://x@/x",
     "MIGRATION_DATABASE_URL": "postgresql://x@/x",
     "OPENAI_API_KEY": "x",
+    "SEALING_KEY": "A" * 43 + "=",
     "REDIS_URL": "redis://x",
     "SIMULATOR_HOST": "127.0.0.1",
     "SIMULATOR_PORT": "1",

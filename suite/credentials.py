@@ -1,11 +1,14 @@
 """Secrets made once and kept in the data folder: workload credentials of the services, passwords of their databases.
 
+Also the key under which chat keeps the secrets of users.
+
 Files are readable by this user alone. A service is given its own credential only; auth is given digests, never a credential.
 """
 
+import base64
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import orjson
@@ -14,6 +17,14 @@ from suite.databases import Passwords
 from suite.private_files import write_private
 
 CREDENTIAL_BYTES = 32
+
+
+def _credential() -> str:
+    return secrets.token_urlsafe(CREDENTIAL_BYTES)
+
+
+def _sealing_key() -> str:
+    return base64.b64encode(secrets.token_bytes(CREDENTIAL_BYTES)).decode()
 
 
 class Credentials:
@@ -40,8 +51,12 @@ class Credentials:
         owner, plain = (self._secret(self._folder / f"{service}.{role}-password") for role in ("owner", "service"))
         return Passwords(owner=owner, service=plain)
 
-    def _secret(self, path: Path) -> str:
+    def sealing_key(self, service: str) -> str:
+        """The key under which the service keeps secrets of users; what is sealed is lost with it."""
+        return self._secret(self._folder / f"{service}.sealing-key", make=_sealing_key)
+
+    def _secret(self, path: Path, *, make: Callable[[], str] = _credential) -> str:
         if not path.exists():
-            write_private(path, secrets.token_urlsafe(CREDENTIAL_BYTES))
+            write_private(path, make())
         path.chmod(0o600)
         return path.read_text().strip()

@@ -96,6 +96,7 @@ class Plan:
             "EDGE_ADDRESS": _address(settings.parley_host, settings.parley_edge_port),
             "EDGE_ADMIN_ADDRESS": _address(LOCAL, settings.parley_edge_admin_port),
             **{f"{name.upper()}_ENDPOINTS": settings.service(name).endpoints for name in SERVICES},
+            "MCP_ENDPOINTS": settings.mcp_endpoints,
         }
         return self._python("-m", "gateway", "--output", str(self.folder.edge), environment=environment)
 
@@ -142,10 +143,11 @@ class Plan:
             return {**environment, "WORKLOAD_DIGESTS_FILE": str(credentials.digests_file(WORKLOADS))}
         environment["AUTH_TARGET"] = self.settings.service("auth").target
         environment["WORKLOAD_CREDENTIAL_FILE"] = str(credentials.workload_file(places.name))
-        if places.name == "memory":
-            environment["REDIS_URL"] = redis_url
+        environment["REDIS_URL"] = redis_url
         if places.name == "chat":
             environment["MEMORY_TARGET"] = self.settings.service("memory").target
+            environment["MCP_LISTEN_ADDRESS"] = f"{LOCAL}:{self.settings.parley_chat_mcp_port + index}"
+            environment.setdefault("SEALING_KEY", credentials.sealing_key("chat"))
             environment.update(self._provider())
         return environment
 

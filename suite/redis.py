@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 
 from suite.errors import SuiteError
 from suite.leftovers import end_leftover
@@ -229,6 +230,16 @@ async def _when_it_answers(server: RedisServer) -> RedisServer:
     finally:
         await client.aclose()
     return server
+
+
+async def why_silent(url: str) -> str | None:
+    """Why a server of somebody else's does not answer within some seconds; None where it does. Never the URL itself."""
+    try:
+        async with Redis.from_url(url, socket_timeout=ASK_SECONDS, socket_connect_timeout=ASK_SECONDS) as client:
+            await client.ping()
+    except (RedisError, OSError, ValueError) as error:  # a ValueError: the URL is malformed
+        return type(error).__name__
+    return None
 
 
 async def _answers(client: Redis) -> bool:

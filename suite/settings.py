@@ -104,6 +104,7 @@ class SuiteSettings(BaseSettings):
     parley_auth_processes: Processes = 1
     parley_chat_port: Port = 50061
     parley_chat_metrics_port: Port = 9161
+    parley_chat_mcp_port: Port = 9261
     parley_chat_processes: Processes = 1
     parley_memory_port: Port = 50071
     parley_memory_metrics_port: Port = 9171
@@ -143,6 +144,15 @@ class SuiteSettings(BaseSettings):
             migration_database_url=migration,
         )
 
+    @property
+    def mcp_endpoints(self) -> str:
+        """host:port where each process of chat serves MCP, separated by commas."""
+        return ",".join(f"{claim.host}:{claim.port}" for claim in self._mcp_claims())
+
+    def _mcp_claims(self) -> list[PortClaim]:
+        ports = range(self.parley_chat_mcp_port, self.parley_chat_mcp_port + self.parley_chat_processes)
+        return [PortClaim(LOCAL, port, "PARLEY_CHAT_MCP_PORT") for port in ports]
+
     def needs_server(self) -> bool:
         """Whether a service has no database of its own, so that one is prepared on a server."""
         return any(self.service(name).database_url is None for name in SERVICES)
@@ -152,7 +162,8 @@ class SuiteSettings(BaseSettings):
         edge = PortClaim(self.parley_host, self.parley_edge_port, "PARLEY_EDGE_PORT")
         admin = PortClaim(LOCAL, self.parley_edge_admin_port, "PARLEY_EDGE_ADMIN_PORT")
         simulator = [PortClaim(LOCAL, self.parley_simulator_port, "PARLEY_SIMULATOR_PORT")] if self.is_simulated else []
-        return [edge, admin, *simulator, *(claim for name in SERVICES for claim in self.service(name).claims())]
+        services = [claim for name in SERVICES for claim in self.service(name).claims()]
+        return [edge, admin, *simulator, *services, *self._mcp_claims()]
 
 
 def read_environment(env_file: Path = ENV_FILE) -> dict[str, str]:

@@ -14,7 +14,7 @@ from suite.errors import SuiteError
 from suite.plan import Plan, newest_revision
 from suite.postgres import EmbeddedPostgres
 from suite.processes import BAD_SETTINGS_STATUS, run
-from suite.redis import RedisServer, start_redis
+from suite.redis import RedisServer, start_redis, why_silent
 from suite.servers import ServerPart
 from suite.settings import SERVICES
 from suite.supervisor import Supervisor
@@ -24,6 +24,10 @@ CONFIGURATION_SECONDS = 60.0
 # Levels, stopped in reverse. Chat drains together with the edge: the ends that it tells its readers still have to get out.
 SERVERS, SIMULATOR, AUTH, MEMORY, CHAT = range(5)
 EDGE = CHAT
+_SILENT_REDIS = (
+    "the Redis of REDIS_URL does not answer ({fault}). The suite starts all the same: until it does, streams cannot be"
+    " resumed while they run and memory reads from Postgres only"
+)
 LEVELS = {"auth": AUTH, "memory": MEMORY, "chat": CHAT}
 
 
@@ -60,7 +64,10 @@ class StartUp:
         given = self._plan.settings.redis_url
         if given is not None:
             self._redis_url = given.get_secret_value()
-            self.notes.append("Redis          the one of REDIS_URL")
+            fault = await why_silent(self._redis_url)
+            if fault is not None:
+                self._plan.terminal.say(f"WARNING: {_SILENT_REDIS.format(fault=fault)}")
+            self.notes.append("Redis          the one of REDIS_URL" + ("; it does not answer" if fault else ""))
             return
         log = self._plan.log("redis")
         part = ServerPart("redis", lambda: start_redis(self._plan.folder.redis, log_file=log.path), log)

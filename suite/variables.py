@@ -44,8 +44,20 @@ CHAT = frozenset(
         "LEASE_RENEW_SECONDS",
         "LEASE_SECONDS",
         "MAX_GENERATIONS",
+        "MAX_TASKS",
+        "MAX_TOOL_CALLS",
+        "MAX_TOOL_ROUNDS",
+        "MCP_ALLOW_PRIVATE_ADDRESSES",
+        "MCP_CONNECT_TIMEOUT_SECONDS",
+        "MCP_MODE",
         "MEMORY_TIMEOUT_SECONDS",
         "READER_RETENTION_SECONDS",
+        "READER_STALL_SECONDS",
+        "SEALING_KEY",
+        "TITLES_ENABLED",
+        "TITLE_MODEL",
+        "TOKEN_BUDGET_PER_DAY",
+        "TOOL_TIMEOUT_SECONDS",
     }
 )
 MEMORY = frozenset(
@@ -53,18 +65,18 @@ MEMORY = frozenset(
         "DEFAULT_CONTEXT_TOKENS",
         "EVICTION_SWEEP_SECONDS",
         "GREATEST_CONTEXT_TOKENS",
-        "REDIS_CONNECTIONS",
-        "REDIS_RETRY_SECONDS",
-        "REDIS_TIMEOUT_SECONDS",
         "WORKING_SET_BYTES",
         "WORKING_SET_MESSAGES",
         "WORKING_SET_TTL_SECONDS",
     }
 )
+REDIS = frozenset({"REDIS_CONNECTIONS", "REDIS_RETRY_SECONDS", "REDIS_TIMEOUT_SECONDS"})
 PEER = frozenset({"ENDED_SESSIONS_GRACE_SECONDS", "PEER_TIMEOUT_SECONDS"})
 OPENAI = frozenset(
     {
+        "OPENAI_API",
         "OPENAI_API_KEY",
+        "OPENAI_BACKGROUND",
         "OPENAI_BASE_URL",
         "OPENAI_CONNECT_TIMEOUT_SECONDS",
         "OPENAI_MAX_CONNECTIONS",
@@ -83,6 +95,9 @@ EDGE = frozenset(
         "CORS_ALLOWED_ORIGINS",
         "EDGE_ACCESS_LOG",
         "EDGE_CONCURRENCY",
+        # Chat's, which the edge must outlast.
+        "GENERATION_DEADLINE_SECONDS",
+        "HEARTBEAT_SECONDS",
         "HEALTH_CHECK_INTERVAL_SECONDS",
         "JWKS_REFRESH_SECONDS",
         "MAX_ANSWER_BYTES",
@@ -91,6 +106,7 @@ EDGE = frozenset(
         "MAX_STREAMS",
         "RECEIVE_TIMEOUT_SECONDS",
         "REQUEST_TIMEOUT_SECONDS",
+        "SESSION_COOKIES",
         "STREAM_IDLE_TIMEOUT_SECONDS",
     }
 )
@@ -98,8 +114,8 @@ SIMULATOR = frozenset({"SIMULATOR_CONTROL", "SIMULATOR_FIRST_TOKEN_MS", "SIMULAT
 
 KNOWN: Mapping[str, frozenset[str]] = {
     "auth": SERVER | AUTH,
-    "chat": SERVER | PEER | OPENAI | CHAT,
-    "memory": SERVER | PEER | MEMORY,
+    "chat": SERVER | PEER | REDIS | OPENAI | CHAT,
+    "memory": SERVER | PEER | REDIS | MEMORY,
     "edge": EDGE,
     "simulator": SIMULATOR,
 }
@@ -114,6 +130,8 @@ MANAGED = frozenset(
         "EDGE_ADDRESS",
         "EDGE_ADMIN_ADDRESS",
         "LISTEN_ADDRESS",
+        "MCP_ENDPOINTS",
+        "MCP_LISTEN_ADDRESS",
         "MEMORY_ENDPOINTS",
         "MEMORY_TARGET",
         "METRICS_ADDRESS",

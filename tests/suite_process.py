@@ -6,22 +6,34 @@ import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PORTS = ("EDGE", "EDGE_ADMIN", "AUTH", "CHAT", "MEMORY", "AUTH_METRICS", "CHAT_METRICS", "MEMORY_METRICS", "SIMULATOR")
+PORTS = (
+    *("EDGE", "EDGE_ADMIN", "SIMULATOR"),
+    *("AUTH", "CHAT", "MEMORY", "AUTH_METRICS", "CHAT_METRICS", "MEMORY_METRICS", "CHAT_MCP"),
+)
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that are free now, all different."""
-    probes = [socket.socket() for _ in range(count)]
+    """Ports that are free now, all different; so is the next of each, for a second process of a service."""
+    found: list[int] = []
+    with ExitStack() as probes:
+        while len(found) < count:
+            port = _bound(probes, 0)
+            if port is not None and _bound(probes, port + 1) is not None:
+                found.append(port)
+    return found
+
+
+def _bound(probes: ExitStack, port: int) -> int | None:
+    probe = probes.enter_context(socket.socket())
     try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+        probe.bind(("127.0.0.1", port))
+    except (OSError, OverflowError):
+        return None
+    return int(probe.getsockname()[1])
 
 
 def suite_environment(data: Path, **more: str) -> dict[str, str]:

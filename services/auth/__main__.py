@@ -4,12 +4,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from parley.auth.v1 import auth_pb2, auth_pb2_grpc
+from parley.auth.v1 import auth_pb2, auth_pb2_grpc, user_pb2, user_pb2_grpc
 from services.auth.account_store import AccountStore
 from services.auth.accounts import Accounts
 from services.auth.ended_sessions import EndedSessions
 from services.auth.key_store import KeyPlan, KeyStore
 from services.auth.passwords import HashCost, Passwords
+from services.auth.preference_store import PreferenceStore
 from services.auth.servicer import AuthServicer, TokenServicer
 from services.auth.session_store import SessionStore
 from services.auth.sessions import SessionLimits, Sessions
@@ -17,6 +18,7 @@ from services.auth.settings import AuthSettings
 from services.auth.signing_keys import SigningKeys
 from services.auth.tokens import LEEWAY_SECONDS, SERVICE_TOKEN_SECONDS, TokenMint
 from services.auth.upkeep import Upkeep
+from services.auth.user_servicer import UserServicer
 from services.auth.workloads import Workloads, read_digests
 from services.runtime.database import Database, serving_database
 from services.runtime.duties import beside
@@ -74,7 +76,11 @@ def _compose(settings: AuthSettings, database: Database, passwords: Passwords) -
 
     server = GrpcServer(
         address=settings.listen_address,
-        mounts=_mounts(AuthServicer(accounts, sessions, keys), TokenServicer(workloads, accounts, mint, ended)),
+        mounts=_mounts(
+            AuthServicer(accounts, sessions, keys),
+            TokenServicer(workloads, accounts, mint, ended),
+            UserServicer(PreferenceStore(database)),
+        ),
         verifier=TokenVerifier(audience=NAME, keys=keys, ended=ended),
         slow_call_seconds=settings.slow_call_seconds,
         on_drain=send_followers_away,
@@ -83,11 +89,12 @@ def _compose(settings: AuthSettings, database: Database, passwords: Passwords) -
     return Assembly(server, database, keys, ended, upkeep)
 
 
-def _mounts(auth: AuthServicer, token: TokenServicer) -> list[Mount]:
+def _mounts(auth: AuthServicer, token: TokenServicer, user: UserServicer) -> list[Mount]:
     services = auth_pb2.DESCRIPTOR.services_by_name
     return [
         Mount(auth_pb2_grpc.add_AuthServiceServicer_to_server, auth, services["AuthService"]),
         Mount(auth_pb2_grpc.add_TokenServiceServicer_to_server, token, services["TokenService"]),
+        Mount(user_pb2_grpc.add_UserServiceServicer_to_server, user, user_pb2.DESCRIPTOR.services_by_name["UserService"]),
     ]
 
 

@@ -74,3 +74,21 @@ class StoredKey:
     kid: str
     activate_time: datetime
     private_key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """What a user prefers; None where the default holds. Without times there are none at all."""
+
+    user_id: str
+    language: str | None = None
+    tts_voice: str | None = None
+    auto_reply_enabled: bool | None = None
+    notifications_enabled: bool | None = None
+    conversation_timeout_seconds: int | None = None
+    model: str | None = None
+    reasoning_effort: str | None = None
+    memory_enabled: bool | None = None
+    instructions: str | None = None
+    create_time: datetime | None = None
+    update_time: datetime | None = None

@@ -102,6 +102,32 @@ Index("refresh_tokens_session_id_idx", refresh_tokens.c.session_id)
 # The sweep.
 Index("refresh_tokens_expire_time_idx", refresh_tokens.c.expire_time)
 
+# Null: the user has no preference, and the default holds.
+preferences = Table(
+    "preferences",
+    metadata,
+    Column(
+        "user_id",
+        Uuid(as_uuid=False),
+        ForeignKey("users.id", name="preferences_user_id_fkey", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("language", Text),
+    Column("tts_voice", Text),
+    Column("auto_reply_enabled", Boolean),
+    Column("notifications_enabled", Boolean),
+    Column("conversation_timeout_seconds", Integer),
+    Column("model", Text),
+    Column("reasoning_effort", Text),
+    Column("memory_enabled", Boolean),
+    Column("instructions", Text),
+    Column("create_time", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("update_time", DateTime(timezone=True), nullable=False, server_default=NOW),
+    CheckConstraint("conversation_timeout_seconds between 60 and 604800", name="preferences_timeout_check"),
+    CheckConstraint("reasoning_effort in ('minimal', 'low', 'medium', 'high')", name="preferences_reasoning_effort_check"),
+    CheckConstraint("char_length(instructions) <= 4000", name="preferences_instructions_check"),
+)
+
 # A key signs from its activate_time until its successor's.
 signing_keys = Table(
     "signing_keys",

@@ -8,16 +8,15 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from parley.auth.v1 import auth_pb2, auth_pb2_grpc
-from parley.type.v1 import error_reason_pb2 as reasons
 from services.auth.accounts import Accounts
+from services.auth.callers import own_session
 from services.auth.ended_sessions import EndedSessions
 from services.auth.records import Account, OpenSession
 from services.auth.sessions import Sessions, Tokens
 from services.auth.signing_keys import SigningKey, SigningKeys, public_value
 from services.auth.tokens import SERVICE_TOKEN_SECONDS, TokenMint
 from services.auth.workloads import AUDIENCES, ON_BEHALF_AUDIENCES, Workloads, require_audience
-from services.runtime.calls import current_caller, current_metadata, current_user_id
-from services.runtime.errors import PermissionDenied
+from services.runtime.calls import current_caller, current_metadata
 from services.runtime.paging import cut_page, decode_page_token, page_size
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -51,7 +50,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         return auth_pb2.RefreshTokensResponse(tokens=_token_pair(tokens))
 
     async def Logout(self, request: auth_pb2.LogoutRequest, context: Context) -> auth_pb2.LogoutResponse:
-        user_id, session_id = _own_session()
+        user_id, session_id = own_session()
         if request.all_sessions:
             return auth_pb2.LogoutResponse(ended_sessions=await self._sessions.log_out_everywhere(user_id))
         return auth_pb2.LogoutResponse(ended_sessions=await self._sessions.log_out(user_id, session_id))
@@ -59,18 +58,18 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     async def VerifyCredentials(
         self, request: auth_pb2.VerifyCredentialsRequest, context: Context
     ) -> auth_pb2.VerifyCredentialsResponse:
-        account = await self._accounts.own_account(*_own_session())
+        account = await self._accounts.own_account(*own_session())
         expire_time = Timestamp(seconds=int(current_caller().expire_time))
         return auth_pb2.VerifyCredentialsResponse(valid=True, user=_user(account), expire_time=expire_time)
 
     async def GetMe(self, request: auth_pb2.GetMeRequest, context: Context) -> auth_pb2.User:
-        return _user(await self._accounts.own_account(*_own_session()))
+        return _user(await self._accounts.own_account(*own_session()))
 
     async def ChangePassword(
         self, request: auth_pb2.ChangePasswordRequest, context: Context
     ) -> auth_pb2.ChangePasswordResponse:
         ended = await self._accounts.change_password(
-            *_own_session(), current_password=request.current_password, new_password=request.new_password
+            *own_session(), current_password=request.current_password, new_password=request.new_password
         )
         return auth_pb2.ChangePasswordResponse(ended_sessions=ended)
 
@@ -78,14 +77,16 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         size = page_size(request.page_size)
         key = decode_page_token(_SESSIONS, request.page_token, kinds=(str,))
         before_id = None if key is None else str(key[0])
-        found = await self._sessions.list_open(current_user_id(), before_id=before_id, limit=size + 1)
+        user_id, _ = own_session()
+        found = await self._sessions.list_open(user_id, before_id=before_id, limit=size + 1)
         page, next_token = cut_page(found, size, list_name=_SESSIONS, key=lambda session: (session.id,))
         return auth_pb2.ListSessionsResponse(sessions=[_session(one) for one in page], next_page_token=next_token)
 
     async def RevokeSession(
         self, request: auth_pb2.RevokeSessionRequest, context: Context
     ) -> auth_pb2.RevokeSessionResponse:
-        await self._sessions.revoke(current_user_id(), request.session_id)
+        user_id, _ = own_session()
+        await self._sessions.revoke(user_id, request.session_id)
         return auth_pb2.RevokeSessionResponse()
 
     async def GetJwks(self, request: auth_pb2.GetJwksRequest, context: Context) -> auth_pb2.GetJwksResponse:
@@ -126,14 +127,6 @@ class TokenServicer(auth_pb2_grpc.TokenServiceServicer):
         async with aclosing(self._ended.follow()) as batches:
             async for session_ids in batches:
                 yield auth_pb2.WatchEndedSessionsResponse(session_ids=session_ids)
-
-
-def _own_session() -> tuple[str, str]:
-    """The caller's user and session. A service that acts for a user has no session, and no business here."""
-    session_id = current_caller().session_id
-    if session_id is None:
-        raise PermissionDenied("Only the user's own token may do this.", reasons.ERROR_REASON_ACCESS_DENIED)
-    return current_user_id(), session_id
 
 
 def _user_agent() -> str:

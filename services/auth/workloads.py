@@ -20,8 +20,9 @@ AUDIENCES: Mapping[str, frozenset[str]] = {
 }
 """Which services each workload may call as itself."""
 
-ON_BEHALF_AUDIENCES: Mapping[str, frozenset[str]] = {"chat": frozenset({"memory"})}
-"""Which services each workload may call on behalf of a user who is not there."""
+ON_BEHALF_AUDIENCES: Mapping[str, frozenset[str]] = {"chat": frozenset({"auth", "memory"})}
+"""Which services each workload may call on behalf of a user who is not there. At auth that opens only what asks for no
+session: reading the preferences."""
 
 _DIGESTS = TypeAdapter(dict[str, str])
 _NO_DIGEST = "0" * 64

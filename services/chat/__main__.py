@@ -5,31 +5,70 @@ import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 
-from parley.chat.v1 import chat_pb2, chat_pb2_grpc, conversation_pb2, conversation_pb2_grpc
+from parley.chat.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    chat_pb2,
+    chat_pb2_grpc,
+    conversation_pb2,
+    conversation_pb2_grpc,
+    mcp_server_pb2,
+    mcp_server_pb2_grpc,
+    task_pb2,
+    task_pb2_grpc,
+)
+from services.chat.admin_servicer import AdminServicer
+from services.chat.answering import Answering, ToolLimits
 from services.chat.context import ContextAssembly
 from services.chat.conversation_servicer import ConversationServicer
 from services.chat.conversation_store import ConversationStore
+from services.chat.event_feed import EventFeed
+from services.chat.forgetting import Forgetting
+from services.chat.generation_parts import open_generations
 from services.chat.generation_store import GenerationStore
-from services.chat.generations import GenerationLimits, Generations
+from services.chat.generations import Generations
+from services.chat.mcp.addresses import Addresses
+from services.chat.mcp.parts import Mcp, open_mcp
+from services.chat.mcp.store import McpServerStore
+from services.chat.mcp_servicer import McpServerServicer
 from services.chat.memory import MemoryClient
 from services.chat.message_store import MessageStore
-from services.chat.model import Model
+from services.chat.model import Model, open_model
+from services.chat.option_secrets import stored_options
+from services.chat.preferences import PreferenceClient
+from services.chat.record_store import RecordStore
+from services.chat.recorder import Recorder
 from services.chat.recording import Recording
 from services.chat.records import new_id
 from services.chat.requests import RequestReading
+from services.chat.search_store import SearchStore
 from services.chat.servicer import ChatServicer
+from services.chat.session_store import SessionStore
 from services.chat.settings import ChatSettings
+from services.chat.tasks.feed import TaskFeed
+from services.chat.tasks.parts import open_tasks
+from services.chat.tasks.servicer import TaskServicer
+from services.chat.title_store import TitleStore
+from services.chat.titles import Titles
+from services.chat.tool_call_store import ToolCallStore
+from services.chat.tool_running import ToolRunning
+from services.chat.tools import ToolSource
 from services.chat.turn_store import TurnStore
-from services.chat.turns import Turns
+from services.chat.unrecorded import Unrecorded
+from services.chat.usage.budget import Budget
+from services.chat.usage.store import UsageStore
+from services.chat.writing import Writing
 from services.runtime.channels import open_channel
 from services.runtime.database import Database, serving_database
+from services.runtime.duties import beside
 from services.runtime.identity import TokenVerifier
 from services.runtime.jobs import Jobs
 from services.runtime.membership import membership
-from services.runtime.openai import open_client
 from services.runtime.peers import ServiceTokens
 from services.runtime.process import run
+from services.runtime.sealing import Seal
 from services.runtime.server import GrpcServer, Mount, serve
 
 NAME = "chat"
@@ -43,6 +82,9 @@ class Chat:
 
     mounts: Sequence[Mount]
     generations: Generations
+    event_feed: EventFeed
+    task_feed: TaskFeed
+    mcp: Mcp
 
 
 async def main(settings: ChatSettings) -> None:
@@ -52,6 +94,8 @@ async def main(settings: ChatSettings) -> None:
         database = await parts.enter_async_context(serving_database(url, pool_size=settings.database_pool_size))
         member = await parts.enter_async_context(membership(NAME, settings))
         chat = await open_chat(settings, parts, database=database, tokens=member.tokens)
+        # Before gRPC says that the process serves, which is what everybody goes by.
+        await parts.enter_async_context(chat.mcp.serving(member.verifier))
         await serve(chat_server(settings, chat, member.verifier), settings)
 
 
@@ -59,7 +103,10 @@ def chat_server(settings: ChatSettings, chat: Chat, verifier: TokenVerifier) -> 
     """The server of chat. With its calls the generations drain."""
 
     async def drain_generations(drain_seconds: float) -> None:
+        chat.task_feed.close()
+        chat.mcp.drain(within_seconds=drain_seconds)
         await chat.generations.drain(within_seconds=max(drain_seconds - _TELL_SECONDS, drain_seconds / 2))
+        chat.event_feed.close()
 
     return GrpcServer(
         address=settings.listen_address,
@@ -73,9 +120,12 @@ def chat_server(settings: ChatSettings, chat: Chat, verifier: TokenVerifier) -> 
 async def open_chat(settings: ChatSettings, parts: AsyncExitStack, *, database: Database, tokens: ServiceTokens) -> Chat:
     """Chat on its database, with its jobs and leases kept, until `parts` closes."""
     jobs = Jobs(settings.database_url.get_secret_value())
+    unrecorded = Unrecorded()
     store = GenerationStore(
         database,
         jobs,
+        unrecorded,
+        title_jobs=jobs if settings.titles_enabled else None,
         owner=_process_name(),
         lease_seconds=settings.lease_seconds,
         concurrency=_share(settings, 0.3),
@@ -87,14 +137,51 @@ async def open_chat(settings: ChatSettings, parts: AsyncExitStack, *, database: 
         token_budget=settings.context_token_budget,
         timeout_seconds=settings.memory_timeout_seconds,
     )
-    generations = await _open_generations(settings, parts, store, context)
+    model = await parts.enter_async_context(open_model(settings))
+    usage = UsageStore(database, concurrency=_share(settings, 0.2))
+    budget = Budget(usage, tokens_per_day=settings.token_budget_per_day)
+    seal = Seal.from_settings(settings)
+    addresses = Addresses(
+        allow_private=settings.mcp_allow_private_addresses, timeout_seconds=settings.mcp_connect_timeout_seconds
+    )
+    parts.callback(addresses.close)
+    tasks = await open_tasks(settings, parts, database=database)
+    servers = McpServerStore(database, seal)
+    mcp_servers = McpServerServicer(servers, addresses)
+    mcp = open_mcp(settings, parts, store=servers, addresses=addresses, verbs=tasks.actions.verbs)
+    sources: list[ToolSource] = [tasks.tools, mcp.tools]
+    answering = _open_answering(settings, database, model, budget, sources)
+    writing = Writing(context, answering, model, read_options=partial(stored_options, seal))
+    replies = await open_generations(
+        settings, parts, database, store, writing,
+        make_turn_store=lambda leases: TurnStore(
+            database, store, jobs, rescue=leases.rescue, concurrency=_share(settings, 0.4)
+        ),
+    )  # fmt: skip
     Recording(messages, memory).register(jobs)
+    Forgetting(model).register(jobs)
+    title_model = settings.title_model or settings.openai_model
+    Titles(TitleStore(database), model, budget, model_name=title_model).register(jobs)
+    recorder = Recorder(RecordStore(database), memory, unrecorded)
+    await parts.enter_async_context(beside(recorder.follow(), recorder.sweep()))
     await parts.enter_async_context(jobs.working(concurrency=settings.job_concurrency))
-    beginnings = TurnStore(database, store, concurrency=_share(settings, 0.4))
-    turns = Turns(beginnings, store, generations, heartbeat_seconds=settings.heartbeat_seconds)
-    reading = RequestReading(settings, instructions=settings.assistant_instructions)
-    conversations = ConversationServicer(ConversationStore(database, jobs), generations)
-    return Chat(mounts=_mounts(ChatServicer(turns, reading), conversations), generations=generations)
+    preferences = _open_preferences(settings, parts, tokens)
+    reading = RequestReading(settings, preferences=preferences, addresses=addresses, seal=seal)
+    conversations = ConversationServicer(ConversationStore(database, jobs), SearchStore(database), replies.generations)
+    admin = AdminServicer(SessionStore(database))
+    return Chat(
+        mounts=_mounts(
+            ChatServicer(replies.turns, reading, budget),
+            conversations,
+            admin,
+            tasks.servicer,
+            mcp_servers,
+        ),
+        generations=replies.generations,
+        event_feed=replies.feed,
+        task_feed=tasks.feed,
+        mcp=mcp,
+    )
 
 
 def _open_memory(settings: ChatSettings, parts: AsyncExitStack, tokens: ServiceTokens) -> MemoryClient:
@@ -104,25 +191,36 @@ def _open_memory(settings: ChatSettings, parts: AsyncExitStack, tokens: ServiceT
     return MemoryClient(channel, timeout_seconds=timeout_seconds)
 
 
-async def _open_generations(
-    settings: ChatSettings, parts: AsyncExitStack, store: GenerationStore, context: ContextAssembly
-) -> Generations:
-    client = open_client(settings)
-    parts.push_async_callback(client.close)
-    limits = GenerationLimits(
-        max_generations=settings.max_generations,
-        generation_deadline_seconds=settings.generation_deadline_seconds,
-        lease_seconds=settings.lease_seconds,
-        lease_renew_seconds=settings.lease_renew_seconds,
-        heartbeat_seconds=settings.heartbeat_seconds,
-        reader_retention_seconds=settings.reader_retention_seconds,
+def _open_preferences(settings: ChatSettings, parts: AsyncExitStack, tokens: ServiceTokens) -> PreferenceClient:
+    timeout_seconds = settings.peer_timeout_seconds
+    channel = open_channel(settings.auth_target, audience="auth", tokens=tokens, timeout_seconds=timeout_seconds)
+    parts.push_async_callback(channel.close)
+    preferences = PreferenceClient(channel)
+    parts.push_async_callback(preferences.close)
+    return preferences
+
+
+def _open_answering(
+    settings: ChatSettings, database: Database, model: Model, budget: Budget, sources: Sequence[ToolSource]
+) -> Answering:
+    store = ToolCallStore(database, concurrency=_share(settings, 0.2))
+    return Answering(
+        model,
+        store,
+        ToolRunning(store, timeout_seconds=settings.tool_timeout_seconds),
+        budget,
+        sources=sources,
+        limits=ToolLimits(max_rounds=settings.max_tool_rounds, max_calls=settings.max_tool_calls),
     )
-    generations = Generations(store, context, Model(client, settings), limits)
-    await parts.enter_async_context(generations.living())
-    return generations
 
 
-def _mounts(chat: ChatServicer, conversations: ConversationServicer) -> list[Mount]:
+def _mounts(
+    chat: ChatServicer,
+    conversations: ConversationServicer,
+    admin: AdminServicer,
+    tasks: TaskServicer,
+    mcp: McpServerServicer,
+) -> list[Mount]:
     return [
         Mount(
             chat_pb2_grpc.add_ChatServiceServicer_to_server,
@@ -134,6 +232,15 @@ def _mounts(chat: ChatServicer, conversations: ConversationServicer) -> list[Mou
             conversations,
             conversation_pb2.DESCRIPTOR.services_by_name["ConversationService"],
         ),
+        Mount(
+            admin_pb2_grpc.add_AdminServiceServicer_to_server, admin, admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
+        ),
+        Mount(
+            mcp_server_pb2_grpc.add_McpServerServiceServicer_to_server,
+            mcp,
+            mcp_server_pb2.DESCRIPTOR.services_by_name["McpServerService"],
+        ),
+        Mount(task_pb2_grpc.add_TaskServiceServicer_to_server, tasks, task_pb2.DESCRIPTOR.services_by_name["TaskService"]),
     ]
 
 

@@ -12,7 +12,7 @@ import structlog
 
 from services.chat.memory import MemoryClient
 from services.chat.message_store import MessageStore
-from services.chat.records import ContextMessage, KnownConversation, Message, Turn
+from services.chat.records import ContextMessage, Image, KnownConversation, Message, Turn
 from services.runtime.errors import ServiceError, reason_name
 
 log = structlog.get_logger(__name__)
@@ -20,10 +20,11 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The model's messages, oldest first, and the parts of the suite that could not contribute."""
+    """The model's messages, oldest first, the parts of the suite that could not contribute, and the last one's images."""
 
     messages: Sequence[ContextMessage]
     degraded: Sequence[str]
+    images: Sequence[Image] = ()
 
 
 class ContextAssembly:
@@ -38,12 +39,23 @@ class ContextAssembly:
     async def assemble(self, turn: Turn, conversation: KnownConversation) -> Context:
         """The context of a turn."""
         said = _said(turn.user_message)
-        remembered, known_until, degraded = await self._remembered(turn)
-        remembered, known_until = _without_stale(remembered, known_until, conversation)
+        options = turn.generation.options
+        # Without memory the conversation itself is all there is, and chat has it; of one that begins here there is nothing.
+        is_asked = options.get("memory_enabled", True) and said.sequence > 1
+        remembered, known_until, degraded = await self._remembered(turn) if is_asked else ([], 0, [])
+        if conversation.rewritten_sequence and known_until:
+            remembered, known_until = await self._without_stale(turn, remembered, known_until)
         if known_until < said.sequence - 1:
             remembered = [*remembered, *await self._missing(turn, known_until)]
         earlier = [one for one in remembered if one.text and one.sequence < said.sequence]
-        return Context([*_within(earlier, self._token_budget), said], degraded)
+        degraded = [*options.get("degraded", ()), *degraded]
+        return Context([*_within(earlier, self._token_budget), said], degraded, await self._images(turn))
+
+    async def _images(self, turn: Turn) -> Sequence[Image]:
+        message = turn.user_message
+        if not message.images:
+            return ()
+        return await self._store.read_images(message.id, user_id=turn.generation.user_id)
 
     async def _remembered(self, turn: Turn) -> tuple[list[ContextMessage], int, list[str]]:
         conversation_id = turn.generation.conversation_id
@@ -54,7 +66,25 @@ class ContextAssembly:
         except ServiceError as error:
             log.warning("chat.memory_degraded", conversation_id=conversation_id, reason=reason_name(error.reason))
             return [], 0, ["memory"]
-        return known, known_until, []
+        # What lies beyond a hole (a turn without memory) comes from chat with the rest.
+        return [one for one in known if one.sequence <= known_until], known_until, []
+
+    async def _without_stale(
+        self, turn: Turn, remembered: list[ContextMessage], known_until: int
+    ) -> tuple[list[ContextMessage], int]:
+        """Drops what memory holds of a message that was written anew since, and all after it: chat has it better."""
+        rewritten = await self._store.read_rewritten(
+            turn.generation.conversation_id,
+            user_id=turn.generation.user_id,
+            first=remembered[0].sequence if remembered else 1,
+            last=min(known_until, turn.user_message.sequence - 1),
+        )
+        held = {one.sequence: one.revision for one in remembered}
+        for sequence, revision, is_empty in rewritten:
+            # Memory leaves empty messages out: one that is not there is empty, or was when memory heard of it.
+            if held.get(sequence, revision if is_empty else -1) < revision:
+                return [kept for kept in remembered if kept.sequence < sequence], sequence - 1
+        return remembered, known_until
 
     async def _missing(self, turn: Turn, known_until: int) -> list[ContextMessage]:
         return await self._store.read_context(
@@ -73,20 +103,6 @@ def estimated_tokens(text: str) -> int:
 
 def _said(message: Message) -> ContextMessage:
     return ContextMessage(message.sequence, message.role, message.text, message.revision)
-
-
-def _without_stale(
-    remembered: list[ContextMessage], known_until: int, conversation: KnownConversation
-) -> tuple[list[ContextMessage], int]:
-    """Drops what memory holds of a reply that was written anew since, and all after it: chat has it better."""
-    rewritten = conversation.rewritten_sequence
-    if not rewritten or rewritten > known_until or (remembered and rewritten < remembered[0].sequence):
-        return remembered, known_until
-    # Memory leaves empty replies out: one that is not there is the first try, which failed before its first word.
-    held = next((one.revision for one in remembered if one.sequence == rewritten), -1)
-    if held >= conversation.rewritten_revision:
-        return remembered, known_until
-    return [kept for kept in remembered if kept.sequence < rewritten], rewritten - 1
 
 
 def _within(messages: Sequence[ContextMessage], token_budget: int) -> list[ContextMessage]:

@@ -3,19 +3,21 @@
 Owns the conversion at the door and nothing else: each method checks, calls, converts.
 """
 
-import datetime as dt
-import uuid
+import hashlib
 from typing import Any, Final
 
 import grpc
 
 from parley.chat.v1 import conversation_pb2, conversation_pb2_grpc
+from services.chat.conversation_keys import conversation_key, found_key, key_of_conversation, message_key
 from services.chat.conversation_store import ConversationStore
 from services.chat.generations import Generations
-from services.chat.requests import check, digest_of, request_id_of, wrong_mask
-from services.chat.responses import to_conversation, to_message
+from services.chat.ownership import own_id
+from services.chat.requests import check, digest_of, request_id_of, without_words, wrong_mask
+from services.chat.responses import to_conversation, to_found, to_message
+from services.chat.search_store import SearchStore
 from services.runtime.calls import current_metadata, current_user_id
-from services.runtime.paging import bad_page_token, cut_page, decode_page_token, page_size
+from services.runtime.paging import cut_page, decode_page_token, page_size
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -25,18 +27,19 @@ _CONVERSATIONS: Final = "conversations"
 class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
     """The caller's conversations."""
 
-    def __init__(self, store: ConversationStore, generations: Generations) -> None:
+    def __init__(self, store: ConversationStore, search: SearchStore, generations: Generations) -> None:
         self._store = store
+        self._search = search
         self._generations = generations
 
     async def CreateConversation(
         self, request: conversation_pb2.CreateConversationRequest, context: Context
     ) -> conversation_pb2.Conversation:
         created = await self._store.create_conversation(
-            user_id=current_user_id(),
+            user_id=own_id(request),
             title=request.title,
             request_id=request_id_of(request, current_metadata()),
-            request_digest=digest_of(request, ("request_id",)),
+            request_digest=digest_of(request, ("request_id", "user_id")),
         )
         return to_conversation(created)
 
@@ -45,10 +48,8 @@ class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
     ) -> conversation_pb2.ListConversationsResponse:
         size = page_size(request.page_size)
         key = decode_page_token(_CONVERSATIONS, request.page_token, kinds=(int, str))
-        found = await self._store.list_conversations(user_id=current_user_id(), limit=size + 1, after=_conversation_key(key))
-        page, next_token = cut_page(
-            found, size, list_name=_CONVERSATIONS, key=lambda one: (_microseconds(one.latest_time), one.id)
-        )
+        found = await self._store.list_conversations(user_id=own_id(request), limit=size + 1, after=conversation_key(key))
+        page, next_token = cut_page(found, size, list_name=_CONVERSATIONS, key=key_of_conversation)
         return conversation_pb2.ListConversationsResponse(
             conversations=[to_conversation(one) for one in page], next_page_token=next_token
         )
@@ -56,36 +57,39 @@ class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
     async def GetConversation(
         self, request: conversation_pb2.GetConversationRequest, context: Context
     ) -> conversation_pb2.Conversation:
-        return to_conversation(await self._store.read_conversation(request.conversation_id, user_id=current_user_id()))
+        return to_conversation(await self._store.read_conversation(request.conversation_id, user_id=own_id(request)))
 
     async def UpdateConversation(
         self, request: conversation_pb2.UpdateConversationRequest, context: Context
     ) -> conversation_pb2.Conversation:
         check(wrong_mask(request))
         renamed = await self._store.rename_conversation(
-            request.conversation_id, user_id=current_user_id(), title=request.title
+            request.conversation_id, user_id=own_id(request), title=request.title
         )
         return to_conversation(renamed)
 
     async def DeleteConversation(
         self, request: conversation_pb2.DeleteConversationRequest, context: Context
     ) -> conversation_pb2.DeleteConversationResponse:
-        deleted = await self._store.delete_conversation(request.conversation_id, user_id=current_user_id())
-        self._generations.stop(deleted.running_generation_ids)
+        deleted = await self._store.delete_conversation(request.conversation_id, user_id=own_id(request))
+        await self._generations.stop_everywhere(deleted.running_generation_ids)
         return conversation_pb2.DeleteConversationResponse(deleted_messages=deleted.message_count)
 
     async def ListMessages(
         self, request: conversation_pb2.ListMessagesRequest, context: Context
     ) -> conversation_pb2.ListMessagesResponse:
         size, list_name = page_size(request.page_size), f"messages:{request.conversation_id.lower()}"
-        key = decode_page_token(list_name, request.page_token, kinds=(int,))
+        if request.include_superseded:
+            list_name += ":versions"
+        key = decode_page_token(list_name, request.page_token, kinds=(int, int))
         found = await self._store.list_messages(
             request.conversation_id,
             user_id=current_user_id(),
             limit=size + 1,
-            after_sequence=_sequence_key(key),
+            after=message_key(key),
+            with_superseded=request.include_superseded,
         )
-        page, next_token = cut_page(found, size, list_name=list_name, key=lambda one: (one.sequence,))
+        page, next_token = cut_page(found, size, list_name=list_name, key=lambda one: (one.sequence, one.version))
         return conversation_pb2.ListMessagesResponse(messages=[to_message(one) for one in page], next_page_token=next_token)
 
     async def GetFullConversation(
@@ -100,27 +104,17 @@ class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
             has_earlier_messages=has_earlier,
         )
 
-
-_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-_MOST_SEQUENCE: Final = 2**31 - 1
-
-
-def _microseconds(time: dt.datetime) -> int:
-    return (time - _EPOCH) // dt.timedelta(microseconds=1)
-
-
-def _conversation_key(key: list[str | int] | None) -> tuple[dt.datetime, str] | None:
-    """The key in a token; what a client made up is refused here and not by the database."""
-    if key is None:
-        return None
-    try:
-        return _EPOCH + dt.timedelta(microseconds=int(key[0])), str(uuid.UUID(str(key[1])))
-    except (OverflowError, ValueError):
-        raise bad_page_token() from None
-
-
-def _sequence_key(key: list[str | int] | None) -> int:
-    sequence = 0 if key is None else int(key[0])
-    if not 0 <= sequence <= _MOST_SEQUENCE:
-        raise bad_page_token()
-    return sequence
+    async def SearchConversations(
+        self, request: conversation_pb2.SearchConversationsRequest, context: Context
+    ) -> conversation_pb2.SearchConversationsResponse:
+        check(without_words(request.query))
+        size = page_size(request.page_size, default=20, greatest=100)
+        list_name = f"found:{hashlib.sha256(request.query.encode()).hexdigest()[:16]}"
+        key = decode_page_token(list_name, request.page_token, kinds=(int, str))
+        found = await self._search.find_conversations(
+            request.query, user_id=current_user_id(), limit=size + 1, after=found_key(key)
+        )
+        page, next_token = cut_page(found, size, list_name=list_name, key=lambda one: (one.score, one.conversation.id))
+        return conversation_pb2.SearchConversationsResponse(
+            results=[to_found(one) for one in page], next_page_token=next_token
+        )

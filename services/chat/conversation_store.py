@@ -12,10 +12,10 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from services.chat.generation_store import FORGET_CONVERSATION
+from services.chat.generation_store import FORGET_CONVERSATION, defer_forgetting
 from services.chat.records import Conversation, Message
 from services.chat.refusals import conversation_not_found, request_id_reused
-from services.chat.rows import CONVERSATION_COLUMNS, conversation_of, message_of
+from services.chat.rows import CONVERSATION_COLUMNS, conversation_of, message_columns, message_of
 from services.chat.schema import conversations, generations, messages
 from services.runtime.database import Database
 from services.runtime.jobs import Jobs
@@ -110,7 +110,7 @@ class ConversationStore:
     async def delete_conversation(self, conversation_id: str, *, user_id: str) -> Deleted:
         """Deletes a conversation with everything in it and defers its forgetting by memory. Raises NotFound."""
         lock = sa.select(conversations.c.message_count).where(_is(conversation_id, user_id)).with_for_update()
-        running = sa.select(generations.c.id).where(
+        running = sa.select(generations.c.id, generations.c.provider_response_ids).where(
             generations.c.user_id == user_id,
             generations.c.conversation_id == conversation_id,
             generations.c.status == "running",
@@ -119,26 +119,42 @@ class ConversationStore:
             count = (await connection.execute(lock)).scalar_one_or_none()
             if count is None:
                 raise conversation_not_found(conversation_id)
-            generation_ids = list((await connection.execute(running)).scalars())
+            found = (await connection.execute(running)).all()
             await connection.execute(conversations.delete().where(_is(conversation_id, user_id)))
             await self._jobs.defer(connection, FORGET_CONVERSATION, conversation_id=conversation_id, user_id=user_id)
-        return Deleted(count, generation_ids)
+            # What the provider keeps of those that ended is forgotten already.
+            if kept := [response_id for row in found for response_id in row.provider_response_ids]:
+                await defer_forgetting(self._jobs, connection, kept)
+        return Deleted(count, [row.id for row in found])
 
-    async def list_messages(self, conversation_id: str, *, user_id: str, limit: int, after_sequence: int) -> list[Message]:
-        """The messages after a sequence, in their order. Raises NotFound."""
+    async def list_messages(
+        self, conversation_id: str, *, user_id: str, limit: int, after: tuple[int, int], with_superseded: bool
+    ) -> list[Message]:
+        """The messages after a sequence and version, in that order; each place once unless `with_superseded`.
+
+        One statement, images included. Raises NotFound.
+        """
+        # Without the earlier versions a place that was passed does not come back when it is written anew.
+        follows = messages.c.sequence > after[0]
+        if with_superseded:
+            follows = sa.tuple_(messages.c.sequence, messages.c.version) > sa.tuple_(*map(sa.literal, after))
         page = (
-            sa.select(*messages.c)
-            .where(_are_of(conversation_id, user_id), messages.c.sequence > after_sequence)
-            .order_by(messages.c.sequence)
+            sa.select(*message_columns())
+            .where(_are_of(conversation_id, user_id), follows)
+            .order_by(messages.c.sequence, messages.c.version)
             .limit(limit)
-            .subquery()
         )
+        if not with_superseded:
+            page = page.where(messages.c.supersede_time.is_(None))
+        return await self._page_of(page.subquery(), conversation_id, user_id)
+
+    async def _page_of(self, page: sa.Subquery, conversation_id: str, user_id: str) -> list[Message]:
         # One statement tells an empty conversation from none.
         statement = (
             sa.select(*page.c)
             .select_from(conversations.outerjoin(page, sa.true()))
             .where(_is(conversation_id, user_id))
-            .order_by(page.c.sequence)
+            .order_by(page.c.sequence, page.c.version)
         )
         async with self._database.transaction(user_id=user_id) as connection:
             rows = (await connection.execute(statement)).mappings().all()
@@ -152,8 +168,8 @@ class ConversationStore:
         """A conversation, its latest messages in their order, and whether there are earlier ones. Raises NotFound."""
         one = sa.select(*CONVERSATION_COLUMNS).where(_is(conversation_id, user_id))
         latest = (
-            sa.select(*messages.c)
-            .where(_are_of(conversation_id, user_id))
+            sa.select(*message_columns())
+            .where(_are_of(conversation_id, user_id), messages.c.supersede_time.is_(None))
             .order_by(messages.c.sequence.desc())
             .limit(FULL_MESSAGES + 1)
         )

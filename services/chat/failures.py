@@ -26,6 +26,7 @@ _KINDS: Final[Mapping[str, type[ServiceError]]] = {
     for reason, kind in (
         (reasons.ERROR_REASON_MODEL_REFUSED_REQUEST, InvalidArgument),
         (reasons.ERROR_REASON_MODEL_RATE_LIMITED, ResourceExhausted),
+        (reasons.ERROR_REASON_TOKEN_BUDGET_SPENT, ResourceExhausted),
         (reasons.ERROR_REASON_MODEL_TIMED_OUT, DeadlineExceeded),
         (reasons.ERROR_REASON_DEADLINE_PASSED, DeadlineExceeded),
         (reasons.ERROR_REASON_CONFLICT, Aborted),

@@ -13,6 +13,7 @@ from google.protobuf import timestamp_pb2
 from parley.memory.v1 import memory_pb2, memory_pb2_grpc
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.chat.records import ContextMessage, Message
+from services.chat.unrecorded import OwedTurns, SaidMessage
 from services.runtime.errors import DeadlineExceeded, peer_errors
 
 MAX_RECORDED_MESSAGES = 100
@@ -50,14 +51,36 @@ class MemoryClient:
             with peer_errors():
                 await self._memory.RecordTurn(request, timeout=self._timeout_seconds)
 
+    async def record_turns(self, owed: Sequence[OwedTurns]) -> list[str]:
+        """Tells memory of messages of many conversations, at once. Idempotent by message and revision.
+
+        Returns the conversations of which it has taken nothing, because it knows otherwise.
+        """
+        request = memory_pb2.RecordTurnsRequest(conversations=[_owed(one) for one in owed])
+        with peer_errors():
+            answer = await self._memory.RecordTurns(request, timeout=self._timeout_seconds)
+        return list(answer.refused_conversation_ids)
+
     async def forget_conversation(self, conversation_id: str) -> None:
         """Makes memory forget a conversation for good. Idempotent."""
-        request = memory_pb2.InvalidateContextRequest(conversation_id=conversation_id, from_sequence=0)
+        await self._invalidate(conversation_id, from_sequence=0)
+
+    async def forget_end(self, conversation_id: str, *, from_sequence: int) -> None:
+        """Makes memory forget what it knows now of a conversation from a sequence on. Idempotent."""
+        await self._invalidate(conversation_id, from_sequence=from_sequence)
+
+    async def _invalidate(self, conversation_id: str, *, from_sequence: int) -> None:
+        request = memory_pb2.InvalidateContextRequest(conversation_id=conversation_id, from_sequence=from_sequence)
         with peer_errors():
             await self._memory.InvalidateContext(request, timeout=self._timeout_seconds)
 
 
-def _recorded(message: Message) -> memory_pb2.ContextMessage:
+def _owed(owed: OwedTurns) -> memory_pb2.ConversationTurns:
+    messages = [_recorded(message) for message in owed.messages]
+    return memory_pb2.ConversationTurns(user_id=owed.user_id, conversation_id=owed.conversation_id, messages=messages)
+
+
+def _recorded(message: Message | SaidMessage) -> memory_pb2.ContextMessage:
     create_time = timestamp_pb2.Timestamp()
     create_time.FromDatetime(message.create_time)
     return memory_pb2.ContextMessage(

@@ -8,7 +8,8 @@ import secrets
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 MAX_TITLE_CHARACTERS = 60
 
@@ -62,8 +63,106 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
+class Session:
+    """A conversation as administrators see it: without its content."""
+
+    id: str
+    user_id: str
+    message_count: int
+    last_message_time: dt.datetime | None
+    create_time: dt.datetime
+    latest_time: dt.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A conversation that was found: the message that fits best (None where only the title does), and a piece of it.
+
+    `score` is its place among the others, a whole number, so that it fits the token of a page.
+    """
+
+    conversation: Conversation
+    message_id: str | None
+    excerpt: str
+    score: int
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """A source, and where in the text it is cited: from `start` to before `end`, in characters."""
+
+    url: str
+    title: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool; `status` is running, succeeded, failed or approval_required. `arguments` is JSON."""
+
+    id: str
+    tool: str
+    server_label: str
+    arguments: str
+    status: str = "running"
+    result: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CodeRun:
+    """Code that was run at the provider; `status` is succeeded or failed."""
+
+    id: str
+    code: str
+    output: str
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """A summary of what the model thought."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextLength:
+    """So many characters of the message's text."""
+
+    length: int
+
+
+Part = TextLength | Reasoning | ToolCall | CodeRun
+"""What a reply is made of, in order. The lengths of its texts sum up to the whole text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image of the user's message: a URL, or data with its media type."""
+
+    url: str | None
+    media_type: str | None
+    data: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class MessageImage:
+    """What is shown of an image: its URL, or the media type of its data and their size."""
+
+    url: str | None
+    media_type: str | None
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One message. `revision` grows when a reply is written anew."""
+    """One message.
+
+    `revision` grows when what stands at its place is written anew, as memory counts it; `version` grows when another message
+    takes its place. `parts` is empty for a message of text alone.
+    """
 
     id: str
     conversation_id: str
@@ -79,6 +178,22 @@ class Message:
     timings: Timings | None
     metadata: Mapping[str, str]
     create_time: dt.datetime
+    parts: Sequence[Part] = ()
+    citations: Sequence[Citation] = ()
+    version: int = 1
+    supersede_time: dt.datetime | None = None
+    images: Sequence[MessageImage] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What was told of a reply: its parts, and the form in which its events are saved. See the columns of these names."""
+
+    parts: Sequence[Part]
+    citations: Sequence[Citation]
+    event_lengths: Sequence[int]
+    other_events: Sequence[bytes]
+    last_sequence: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +224,11 @@ class Generation:
     degraded: Sequence[str]
     failure: Failure | None
     create_time: dt.datetime
+    epoch: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sealed_secrets: bytes | None = None
+    last_sequence: int = 0
+    end_time: dt.datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

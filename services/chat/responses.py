@@ -1,92 +1,30 @@
-"""From records to the contract's messages: events, messages, conversations.
+"""From records to the contract's messages: completions, generations, messages, conversations; events.py makes the events.
 
-Owns the conversion and nothing else. Every event is made once, whoever reads it.
+Owns the conversion and nothing else.
 """
 
 import datetime as dt
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterator
 
-from google.protobuf import duration_pb2, timestamp_pb2
+from google.protobuf import timestamp_pb2
 
-from parley.chat.v1 import chat_pb2, conversation_pb2
-from services.chat.records import Conversation, Failure, Generation, Message, Timings, Turn, Usage
-
-Event = chat_pb2.CompletionEvent
-
-HEARTBEAT: Final = Event(heartbeat=chat_pb2.Heartbeat())
-
-
-def started_event(turn: Turn, degraded: Sequence[str]) -> Event:
-    """The first event of a generation."""
-    generation = turn.generation
-    return Event(
-        sequence=1,
-        started=chat_pb2.Started(
-            generation_id=generation.id,
-            conversation_id=generation.conversation_id,
-            user_message_id=generation.user_message_id,
-            message_id=generation.reply_message_id,
-            model=generation.model,
-            degraded=degraded,
-        ),
-    )
-
-
-def text_event(sequence: int, text: str) -> Event:
-    """More text."""
-    return Event(sequence=sequence, text_delta=chat_pb2.TextDelta(text=text))
-
-
-def usage_event(sequence: int, usage: Usage) -> Event:
-    """What the reply cost."""
-    return Event(sequence=sequence, usage=to_usage(usage))
-
-
-def completed_event(sequence: int, reply: Message) -> Event:
-    """The good end."""
-    return Event(sequence=sequence, completed=chat_pb2.Completed(message=to_message(reply)))
-
-
-def failed_event(sequence: int, failure: Failure, reply: Message | None) -> Event:
-    """The bad end; without a reply when it could not be saved."""
-    failed = chat_pb2.Failed(reason=failure.reason, message=failure.message)
-    if failure.retry_delay_seconds is not None:
-        failed.retry_delay.CopyFrom(_duration(failure.retry_delay_seconds))
-    if reply is not None:
-        failed.partial_message.CopyFrom(to_message(reply))
-    return Event(sequence=sequence, failed=failed)
-
-
-def cancelled_event(sequence: int, reply: Message | None) -> Event:
-    """The end by a deletion (no reply any more) or a cancellation."""
-    cancelled = chat_pb2.Cancelled()
-    if reply is not None:
-        cancelled.partial_message.CopyFrom(to_message(reply))
-    return Event(sequence=sequence, cancelled=cancelled)
-
-
-def replayed_events(turn: Turn) -> list[Event]:
-    """The events of an ended generation, from what was saved of it: its text in one piece."""
-    generation, reply = turn.generation, turn.reply
-    events = [started_event(turn, generation.degraded)]
-    if reply.text:
-        events.append(text_event(len(events) + 1, reply.text))
-    if reply.usage is not None:
-        events.append(usage_event(len(events) + 1, reply.usage))
-    last = len(events) + 1
-    if generation.failure is not None:
-        events.append(failed_event(last, generation.failure, reply))
-    elif generation.status == "cancelled":
-        events.append(cancelled_event(last, reply))
-    else:
-        events.append(completed_event(last, reply))
-    return events
-
-
-def deleted_events(turn: Turn) -> list[Event]:
-    """The events of a generation whose conversation was deleted before they were read."""
-    return [started_event(turn, turn.generation.degraded), cancelled_event(2, None)]
+from parley.chat.v1 import admin_pb2, chat_pb2, conversation_pb2
+from services.chat.records import (
+    Citation,
+    CodeRun,
+    Conversation,
+    Found,
+    Generation,
+    Message,
+    MessageImage,
+    Reasoning,
+    Session,
+    TextLength,
+    Timings,
+    ToolCall,
+    Turn,
+    Usage,
+)
 
 
 def to_completion(generation: Generation, user_message: Message, reply: Message) -> chat_pb2.Completion:
@@ -100,6 +38,27 @@ def to_completion(generation: Generation, user_message: Message, reply: Message)
         create_time=_time(reply.create_time),
         generation_id=generation.id,
         user_message=to_message(user_message),
+        tool_calls=[to_tool_call(part) for part in reply.parts if isinstance(part, ToolCall)],
+        citations=[to_citation(citation) for citation in reply.citations],
+    )
+
+
+def to_generation(turn: Turn, *, sequence: int) -> chat_pb2.Generation:
+    """A generation as the contract has it; `sequence` of its latest event."""
+    generation, usage = turn.generation, turn.reply.usage
+    is_own = turn.reply.generation_id == generation.id
+    return chat_pb2.Generation(
+        id=generation.id,
+        conversation_id=generation.conversation_id,
+        user_message_id=generation.user_message_id,
+        message_id=generation.reply_message_id,
+        status=generation.status,
+        sequence=sequence,
+        model=generation.model,
+        usage=to_usage(usage) if usage is not None and is_own else None,
+        reason=generation.failure.reason if generation.failure is not None else "",
+        create_time=_time(generation.create_time),
+        end_time=None if generation.end_time is None else _time(generation.end_time),
     )
 
 
@@ -119,7 +78,55 @@ def to_message(message: Message) -> conversation_pb2.Message:
         generation_id=message.generation_id or "",
         metadata=message.metadata,
         create_time=_time(message.create_time),
+        parts=_parts(message),
+        citations=[to_citation(one) for one in message.citations],
+        images=[_image(one) for one in message.images],
+        version=message.version,
+        is_superseded=message.supersede_time is not None,
     )
+
+
+def _parts(message: Message) -> Iterator[conversation_pb2.Part]:
+    begin = 0
+    for part in message.parts:
+        match part:
+            case TextLength(length):
+                text = message.text[begin : begin + length]
+                begin += length
+                yield conversation_pb2.Part(text=conversation_pb2.TextPart(text=text))
+            case Reasoning(text):
+                yield conversation_pb2.Part(reasoning=conversation_pb2.ReasoningPart(text=text))
+            case ToolCall():
+                yield conversation_pb2.Part(tool_call=to_tool_call(part))
+            case CodeRun():
+                yield conversation_pb2.Part(code_interpreter=to_code_run(part))
+
+
+def _image(image: MessageImage) -> conversation_pb2.MessageImage:
+    return conversation_pb2.MessageImage(url=image.url or "", media_type=image.media_type or "", size_bytes=image.size_bytes)
+
+
+def to_citation(citation: Citation) -> conversation_pb2.Citation:
+    """A citation as the contract has it."""
+    return conversation_pb2.Citation(url=citation.url, title=citation.title, start=citation.start, end=citation.end)
+
+
+def to_tool_call(call: ToolCall) -> conversation_pb2.ToolCall:
+    """A call of a tool as the contract has it."""
+    return conversation_pb2.ToolCall(
+        id=call.id,
+        tool=call.tool,
+        server_label=call.server_label,
+        arguments=call.arguments,
+        status=call.status,
+        result=call.result,
+        error=call.error,
+    )
+
+
+def to_code_run(run: CodeRun) -> conversation_pb2.CodeInterpreterCall:
+    """Code that was run, as the contract has it."""
+    return conversation_pb2.CodeInterpreterCall(id=run.id, code=run.code, output=run.output, status=run.status)
 
 
 def to_conversation(conversation: Conversation) -> conversation_pb2.Conversation:
@@ -132,6 +139,25 @@ def to_conversation(conversation: Conversation) -> conversation_pb2.Conversation
         last_message_time=None if last is None else _time(last),
         create_time=_time(conversation.create_time),
         update_time=_time(conversation.update_time),
+    )
+
+
+def to_session(session: Session) -> admin_pb2.Session:
+    """A conversation as administrators see it."""
+    last = session.last_message_time
+    return admin_pb2.Session(
+        conversation_id=session.id,
+        user_id=session.user_id,
+        message_count=session.message_count,
+        last_message_time=None if last is None else _time(last),
+        create_time=_time(session.create_time),
+    )
+
+
+def to_found(found: Found) -> conversation_pb2.FoundConversation:
+    """A conversation that was found."""
+    return conversation_pb2.FoundConversation(
+        conversation=to_conversation(found.conversation), message_id=found.message_id or "", excerpt=found.excerpt
     )
 
 
@@ -155,9 +181,3 @@ def _time(value: dt.datetime) -> timestamp_pb2.Timestamp:
     stamp = timestamp_pb2.Timestamp()
     stamp.FromDatetime(value)
     return stamp
-
-
-def _duration(seconds: float) -> duration_pb2.Duration:
-    duration = duration_pb2.Duration()
-    duration.FromNanoseconds(int(seconds * 1e9))
-    return duration

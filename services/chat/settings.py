@@ -5,11 +5,13 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from services.chat.mcp_settings import McpSettings
 from services.runtime.openai import OpenAISettings
-from services.runtime.settings import PeerSettings, ServerSettings
+from services.runtime.sealing import SealingSettings
+from services.runtime.settings import PeerSettings, RedisSettings, ServerSettings
 
 
-class ChatSettings(ServerSettings, PeerSettings, OpenAISettings):
+class ChatSettings(ServerSettings, PeerSettings, RedisSettings, OpenAISettings, SealingSettings, McpSettings):
     """Settings of the chat service."""
 
     memory_target: str = Field(min_length=1)
@@ -35,6 +37,22 @@ class ChatSettings(ServerSettings, PeerSettings, OpenAISettings):
     """Longest silence of a stream."""
     reader_retention_seconds: float = Field(default=60, ge=0.1, le=600)
     """How long after its end a reply is kept for readers that are behind; then they are cut."""
+    reader_stall_seconds: float = Field(default=30, ge=0.4, le=600)
+    """How long a stream may take nothing of what it is sent; then it is cut."""
+    token_budget_per_day: int = Field(default=0, ge=0, le=1_000_000_000)
+    """Tokens, input and output, that a user may spend a day (UTC); 0: as many as they like. Replies get a bound with it."""
+    titles_enabled: bool = True
+    """Whether the model is asked for a title after a conversation's first turn; otherwise its beginning is the title."""
+    title_model: str | None = Field(default=None, min_length=1)
+    """The model that is asked for titles; the service's model by default."""
+    max_tool_rounds: int = Field(default=8, ge=1, le=64)
+    """Rounds of one reply in which the model may call tools; then it gets one last round without."""
+    max_tool_calls: int = Field(default=32, ge=1, le=1000)
+    """Calls of tools in one reply; what is beyond is not run, and the model is told so."""
+    tool_timeout_seconds: float = Field(default=30, gt=0, le=600)
+    """How long one call of a tool may take."""
+    max_tasks: int = Field(default=5000, ge=1, le=100_000)
+    """Tasks that a user may have, the completed ones included."""
     job_concurrency: int = Field(default=4, ge=1, le=64)
     """Jobs that one process works at a time."""
 

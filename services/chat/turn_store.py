@@ -5,7 +5,7 @@ that is tried again keeps its two messages; a conversation has one running turn,
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -15,18 +15,31 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from parley.type.v1 import error_reason_pb2 as reasons
-from services.chat.generation_store import GenerationStore, close_generation
-from services.chat.records import Generation, KnownConversation, Message, Turn, new_id, title_of
+from services.chat.generation_store import GenerationStore, supersede
+from services.chat.records import (
+    Generation,
+    Image,
+    KnownConversation,
+    Message,
+    MessageImage,
+    Turn,
+    new_id,
+    title_of,
+)
 from services.chat.refusals import conversation_not_found, request_id_reused
-from services.chat.rows import TURN, message_of, turn_of
-from services.chat.schema import ATTEMPT_CONSTRAINT, RUNNING_INDEX, conversations, generations, messages
-from services.runtime.database import Database, violated_constraint
+from services.chat.rows import TURN, message_columns, message_of, message_values, turn_of
+from services.chat.schema import ATTEMPT_CONSTRAINT, RUNNING_INDEX, conversations, generations, message_images, messages
+from services.chat.tool_call_store import inherit_rounds
+from services.chat.versions import FORGET_REPLACED, NewReply, Replacement, replace_last_turn
+from services.runtime.database import Database, interval, violated_constraint
 from services.runtime.errors import Aborted, ServiceError, reason_name
+from services.runtime.jobs import Jobs
 
 log = structlog.get_logger(__name__)
 
 _CONFLICT_ROUNDS: Final = 3
 _NOTHING_KNOWN: Final = KnownConversation(0, 0)
+_LOCK_SPOKEN: Final = sa.text("select pg_advisory_xact_lock(hashtext('parley spoken conversation'), hashtext(:user_id))")
 # The provider's no to the request itself: the same request gets the same answer.
 _FINAL_REASONS: Final = (reason_name(reasons.ERROR_REASON_MODEL_REFUSED_REQUEST),)
 
@@ -42,6 +55,15 @@ class TurnDraft:
     request_id: str | None
     request_digest: bytes
     model: str
+    options: Mapping[str, Any]
+    """ReplyOptions.to_stored()."""
+    sealed_secrets: bytes | None = None
+    images: Sequence[Image] = ()
+    """Images of the user's message."""
+    replaces: Replacement | None = None
+    """What this turn takes the place of; `said` is then what the user says anew, or nothing for a regeneration."""
+    spoken_within_seconds: int | None = None
+    """Said aloud: without a `conversation_id` it goes on with the last spoken one that was not silent for longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,27 +80,41 @@ class TurnStore:
 
     At most `concurrency` begin at a time; the others wait here, in order and as long as it takes, instead of at the
     connection pool, where a burst of new turns would keep running ones from being saved and their leases from being renewed.
+    `rescue` takes over what is dead in a conversation and says whether it was closed.
     """
 
-    def __init__(self, database: Database, generation_store: GenerationStore, *, concurrency: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        generation_store: GenerationStore,
+        jobs: Jobs,
+        *,
+        rescue: Callable[[str], Awaitable[bool]],
+        concurrency: int,
+    ) -> None:
         self._database = database
+        self._rescue = rescue
         self._generations = generation_store
+        self._jobs = jobs
         self._gate = asyncio.Semaphore(concurrency)
 
     async def begin_turn(self, draft: TurnDraft, *, refusal: ServiceError | None = None) -> Begun:
         """Starts the turn, or finds the one that its request id names; tries again one that failed where that helps.
 
         `refusal` is raised instead of starting a generation; finding one is always allowed. Several transactions when
-        calls collide. Raises NotFound, AlreadyExists (REQUEST_ID_REUSED) and Aborted (CONVERSATION_BUSY).
+        calls collide. Raises NotFound, AlreadyExists (REQUEST_ID_REUSED), Aborted (CONVERSATION_BUSY), and what
+        `replace_last_turn` raises.
         """
+        placed = draft
         for attempt in range(_CONFLICT_ROUNDS):
             try:
                 async with self._gate, self._database.transaction(user_id=draft.user_id) as connection:
-                    return await self._begin(connection, draft, refusal)
+                    placed = await _placed(connection, draft)
+                    return await self._begin(connection, placed, refusal)
             except IntegrityError as error:
-                if not await self._may_try_again(error, draft, is_first=attempt == 0):
-                    raise _busy(draft) from None
-        raise _busy(draft)
+                if not await self._may_try_again(error, placed, is_first=attempt == 0):
+                    raise _busy(placed) from None
+        raise _busy(placed)
 
     async def _may_try_again(self, error: IntegrityError, draft: TurnDraft, *, is_first: bool) -> bool:
         constraint = violated_constraint(error)
@@ -87,42 +123,46 @@ class TurnStore:
         if constraint != RUNNING_INDEX:
             raise error
         # Whoever runs in this conversation may be this very request, a process ahead; or be dead.
-        closed = await self._generations.close_expired(conversation_id=draft.conversation_id)
-        return bool(closed) or (is_first and draft.request_id is not None)
+        closed = await self._rescue(draft.conversation_id or "")
+        return closed or (is_first and draft.request_id is not None)
 
     async def _begin(self, connection: AsyncConnection, draft: TurnDraft, refusal: ServiceError | None) -> Begun:
         found = await _latest_attempt(connection, draft)
         if found is not None:
             if found.generation.request_digest != draft.request_digest:
                 raise request_id_reused(draft.request_id or "")
-            return await self._begin_again(connection, found, refusal)
+            return await self._begin_again(connection, found, draft, refusal)
         if refusal is not None:
             raise refusal
+        if draft.replaces is not None:
+            return await self._begin_replacing(connection, draft, draft.replaces)
         return await self._begin_new(connection, draft)
 
-    async def _begin_again(self, connection: AsyncConnection, found: Turn, refusal: ServiceError | None) -> Begun:
+    async def _begin_again(
+        self, connection: AsyncConnection, found: Turn, draft: TurnDraft, refusal: ServiceError | None
+    ) -> Begun:
         generation = found.generation
-        is_dead = generation.status == "running" and generation.is_expired
         failed = generation.failure is not None and generation.failure.reason not in _FINAL_REASONS
-        if not (is_dead or failed) or not await _is_latest(connection, found):
+        if not failed or not await _is_latest(connection, found):
             return Begun(found, is_new=False, known=_NOTHING_KNOWN)
         if refusal is not None:
             raise refusal
-        if is_dead and not await close_generation(connection, generation.id):
-            return Begun(found, is_new=False, known=_NOTHING_KNOWN)
-        return await self._attempt_again(connection, found)
+        return await self._attempt_again(connection, found, draft)
 
-    async def _attempt_again(self, connection: AsyncConnection, found: Turn) -> Begun:
+    async def _attempt_again(self, connection: AsyncConnection, found: Turn, draft: TurnDraft) -> Begun:
         old = found.generation
         retried = replace(
-            old, id=new_id(), attempt=old.attempt + 1, status="running", is_expired=False, degraded=(), failure=None
-        )
+            old, id=new_id(), attempt=old.attempt + 1, status="running", is_expired=False, degraded=(), failure=None,
+            epoch=1, options=draft.options, sealed_secrets=draft.sealed_secrets, last_sequence=0, end_time=None,
+        )  # fmt: skip
+        await supersede(connection, found)
         create_time = await self._insert_generation(connection, retried)
+        await inherit_rounds(connection, from_id=old.id, to_id=retried.id, user_id=old.user_id)
         renewed = await connection.execute(
             messages.update()
             .where(messages.c.id == found.reply.id, messages.c.user_id == old.user_id)
             .values(_CLEAN_REPLY | {"generation_id": retried.id, "revision": messages.c.revision + 1})
-            .returning(*messages.c)
+            .returning(*message_columns())
         )
         reply = message_of(renewed.mappings().one())
         await connection.execute(
@@ -133,35 +173,47 @@ class TurnStore:
         turn = Turn(replace(retried, create_time=create_time), found.user_message, reply)
         return Begun(turn, is_new=True, known=KnownConversation(reply.sequence, reply.revision))
 
+    async def _begin_replacing(self, connection: AsyncConnection, draft: TurnDraft, replaces: Replacement) -> Begun:
+        user_id, conversation_id = draft.user_id, draft.conversation_id or ""
+        new = NewReply(text=draft.said[-1][1] if draft.said else "", model=draft.model, generation_id=new_id())
+        replaced = await replace_last_turn(connection, replaces, new, user_id=user_id, conversation_id=conversation_id)
+        said, reply = replaced.user_message, replaced.reply
+        generation = _first_attempt(draft, said, reply)
+        create_time = await self._insert_generation(connection, generation)
+        await self._jobs.defer(
+            connection, FORGET_REPLACED, conversation_id=reply.conversation_id, user_id=user_id,
+            from_sequence=replaced.known.rewritten_sequence,
+        )  # fmt: skip
+        turn = Turn(replace(generation, create_time=create_time), said, reply)
+        return Begun(turn, is_new=True, known=replaced.known)
+
     async def _begin_new(self, connection: AsyncConnection, draft: TurnDraft) -> Begun:
         row = await _open_conversation(connection, draft)
         count = len(draft.said)
-        generation_id, first = new_id(), row["message_count"] - count
+        first = row["message_count"] - count
         said = [
             Message(
                 id=new_id(), conversation_id=row["id"], sequence=first + index, role=role, text=text,
                 status="complete", incomplete_reason=None, model=None, generation_id=None, revision=0, usage=None,
                 timings=None, metadata=draft.metadata if index == count - 1 else {}, create_time=row["now"],
+                images=[_shown(image) for image in draft.images] if index == count - 1 else (),
             )
             for index, (role, text) in enumerate(draft.said)
         ]  # fmt: skip
         reply = replace(
             said[-1], id=new_id(), sequence=first + count, role="assistant", text="", status="generating",
-            model=draft.model, generation_id=generation_id, metadata={},
+            model=draft.model, generation_id=new_id(), metadata={}, images=(),
         )  # fmt: skip
-        await connection.execute(messages.insert(), [_values(message, draft.user_id) for message in (*said, reply)])
-        generation = Generation(
-            id=generation_id, user_id=draft.user_id, conversation_id=row["id"], user_message_id=said[-1].id,
-            reply_message_id=reply.id, request_id=draft.request_id, request_digest=draft.request_digest, attempt=1,
-            status="running", is_expired=False, model=draft.model, degraded=(), failure=None, create_time=row["now"],
-        )  # fmt: skip
+        await connection.execute(messages.insert(), [message_values(message, draft.user_id) for message in (*said, reply)])
+        await _insert_images(connection, draft, said[-1].id)
+        generation = _first_attempt(draft, said[-1], reply)
         await self._insert_generation(connection, generation)
         known = KnownConversation(row["rewritten_sequence"], row["rewritten_revision"])
         return Begun(Turn(generation, said[-1], reply), is_new=True, known=known)
 
     async def _insert_generation(self, connection: AsyncConnection, generation: Generation) -> Any:
         names = ("id", "user_id", "conversation_id", "user_message_id", "reply_message_id", "request_id")
-        rest = ("request_digest", "attempt", "model")
+        rest = ("request_digest", "attempt", "model", "options", "sealed_secrets")
         values = {name: getattr(generation, name) for name in (*names, *rest)}
         statement = generations.insert().values(
             values | {"owner": self._generations.owner, "lease_expire_time": self._generations.lease_expire_time}
@@ -179,6 +231,8 @@ _CLEAN_REPLY: Final[dict[str, Any]] = {
     "reasoning_tokens": None,
     "time_to_first_token_ms": None,
     "processing_time_ms": None,
+    "parts": [],
+    "citations": [],
 }
 
 
@@ -204,14 +258,39 @@ async def _latest_attempt(connection: AsyncConnection, draft: TurnDraft) -> Turn
 
 
 async def _is_latest(connection: AsyncConnection, turn: Turn) -> bool:
-    """Whether no later turn follows this one. Locks the conversation, so that it stays so."""
+    """Whether no later turn follows this one or stands in its place. Locks the conversation, so that it stays so."""
     generation = turn.generation
     statement = (
         sa.select(conversations.c.message_count)
         .where(conversations.c.id == generation.conversation_id, conversations.c.user_id == generation.user_id)
         .with_for_update(key_share=True)
     )
-    return (await connection.execute(statement)).scalar_one_or_none() == turn.reply.sequence
+    if (await connection.execute(statement)).scalar_one_or_none() != turn.reply.sequence:
+        return False
+    # Looked at under the lock, and not before it.
+    current = sa.select(messages.c.supersede_time.is_(None)).where(
+        messages.c.id == turn.reply.id, messages.c.user_id == generation.user_id
+    )
+    return bool((await connection.execute(current)).scalar_one_or_none())
+
+
+async def _placed(connection: AsyncConnection, draft: TurnDraft) -> TurnDraft:
+    """The draft with the spoken conversation that it goes on with, if there is one.
+
+    Two utterances at once take turns from here to the end of their transactions, so that they do not both begin one.
+    """
+    if draft.spoken_within_seconds is None or draft.conversation_id is not None:
+        return draft
+    await connection.execute(_LOCK_SPOKEN, {"user_id": draft.user_id})
+    table = conversations.c
+    latest = (
+        sa.select(table.id)
+        .where(table.user_id == draft.user_id, table.kind == "spoken")
+        .where(table.latest_time >= sa.func.now() - interval(draft.spoken_within_seconds))
+        .order_by(table.latest_time.desc())
+        .limit(1)
+    )
+    return replace(draft, conversation_id=(await connection.execute(latest)).scalar_one_or_none())
 
 
 async def _open_conversation(connection: AsyncConnection, draft: TurnDraft) -> Mapping[str, Any]:
@@ -220,8 +299,9 @@ async def _open_conversation(connection: AsyncConnection, draft: TurnDraft) -> M
     title = title_of(next((text for role, text in draft.said if role == "user"), ""))
     if draft.conversation_id is None:
         statement: Any = conversations.insert().values(
-            id=new_id(), user_id=draft.user_id, title=title, message_count=count, last_message_time=sa.func.now()
-        )
+            id=new_id(), user_id=draft.user_id, title=title, message_count=count, last_message_time=sa.func.now(),
+            kind="written" if draft.spoken_within_seconds is None else "spoken",
+        )  # fmt: skip
     else:
         statement = (
             conversations.update()
@@ -240,6 +320,26 @@ async def _open_conversation(connection: AsyncConnection, draft: TurnDraft) -> M
     return dict(row)
 
 
-def _values(message: Message, user_id: str) -> dict[str, Any]:
-    names = ("id", "conversation_id", "sequence", "role", "text", "status", "model", "generation_id", "metadata")
-    return {name: getattr(message, name) for name in names} | {"user_id": user_id}
+async def _insert_images(connection: AsyncConnection, draft: TurnDraft, message_id: str) -> None:
+    if draft.images:
+        names = ("url", "media_type", "data")
+        rows = [
+            {name: getattr(image, name) for name in names}
+            | {"user_id": draft.user_id, "message_id": message_id, "position": position}
+            for position, image in enumerate(draft.images)
+        ]
+        await connection.execute(message_images.insert(), rows)
+
+
+def _shown(image: Image) -> MessageImage:
+    return MessageImage(image.url, image.media_type, len(image.data or b""))
+
+
+def _first_attempt(draft: TurnDraft, said: Message, reply: Message) -> Generation:
+    return Generation(
+        id=reply.generation_id or "", user_id=draft.user_id, conversation_id=reply.conversation_id,
+        user_message_id=said.id, reply_message_id=reply.id, request_id=draft.request_id,
+        request_digest=draft.request_digest, attempt=1, status="running", is_expired=False, model=draft.model,
+        degraded=(), failure=None, create_time=reply.create_time, options=draft.options,
+        sealed_secrets=draft.sealed_secrets,
+    )  # fmt: skip

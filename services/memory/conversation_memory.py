@@ -6,13 +6,14 @@ held: sending the new lines costs less than reading the conversation again, and 
 found there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from services.memory.context import Block, Context, assemble
 from services.memory.store import Eviction, Head, Recorded, TurnStore
 from services.memory.turns import ConversationKey, Turn
-from services.memory.working_set import WorkingSet
+from services.memory.working_set import Growth, WorkingSet
+from services.runtime.errors import ServiceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +38,24 @@ class ConversationMemory:
 
         Raises InvalidArgument when a message belongs to another conversation or another place.
         """
-        recorded = await self._store.record(key, told)
+        results = await self._store.record({key: told}, user_id=key.user_id)
+        recorded = results[key]
+        if isinstance(recorded, ServiceError):
+            raise recorded
         if recorded is None:
             return 0
-        await self._hold(key, recorded)
+        await self._hold({key: recorded})
         return recorded.head.last_sequence
 
-    async def _hold(self, key: ConversationKey, recorded: Recorded) -> None:
-        """Brings the held block up to date when the conversation only grew; else the next reader puts a new one."""
-        turns, head = recorded.appended, recorded.head
-        if turns is None:
-            return
-        if recorded.previous is None or recorded.previous.last_sequence == 0:
-            await self._working_set.put(key, head.version, Block(1, 0, turns[::-1]))
-        else:
-            await self._working_set.append(key, from_version=recorded.previous.version, version=head.version, turns=turns)
+    async def record_many(self, told: Mapping[ConversationKey, Sequence[Turn]]) -> Sequence[ConversationKey]:
+        """Records turns of conversations of whichever users, idempotently; returns those that contradict what is known."""
+        results = await self._store.record(told, user_id=None)
+        await self._hold({key: result for key, result in results.items() if isinstance(result, Recorded)})
+        return [key for key, result in results.items() if isinstance(result, ServiceError)]
+
+    async def _hold(self, recorded: Mapping[ConversationKey, Recorded]) -> None:
+        """Brings held blocks up to date where a conversation only grew; else the next reader puts a new one."""
+        await self._working_set.follow([_growth(key, one) for key, one in recorded.items() if one.appended is not None])
 
     async def assemble(self, key: ConversationKey, *, token_budget: int) -> Context:
         """The latest turns that fit the budget (0: the default; more than the greatest: the greatest), see context.py.
@@ -116,3 +120,9 @@ class ConversationMemory:
             if not await self.settle(eviction):
                 return False
         return len(owed) == most
+
+
+def _growth(key: ConversationKey, recorded: Recorded) -> Growth:
+    is_new = recorded.previous is None or recorded.previous.last_sequence == 0
+    from_version = None if recorded.previous is None or is_new else recorded.previous.version
+    return Growth(key, from_version=from_version, version=recorded.head.version, turns=recorded.appended or ())

@@ -13,12 +13,13 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from parley.memory.v1 import memory_pb2, memory_pb2_grpc
+from parley.type.v1 import error_reason_pb2 as reasons
 from services.memory import context as contexts
 from services.memory.conversation_memory import ConversationMemory
 from services.memory.tokens import message_tokens
 from services.memory.turns import ConversationKey, Turn
-from services.runtime.calls import current_user_id
-from services.runtime.errors import FieldViolation, invalid_request
+from services.runtime.calls import current_caller, current_user_id
+from services.runtime.errors import FieldViolation, PermissionDenied, invalid_request
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -44,8 +45,18 @@ class MemoryServicer(memory_pb2_grpc.MemoryServiceServicer):
     ) -> memory_pb2.RecordTurnResponse:
         key = _key(request.conversation_id)
         _check_messages(request.messages)
-        last_sequence = await self._memory.record(key, [_turn(message) for message in request.messages])
+        last_sequence = await self._memory.record(key, _turns(request.messages))
         return memory_pb2.RecordTurnResponse(last_sequence=last_sequence)
+
+    async def RecordTurns(
+        self,
+        request: memory_pb2.RecordTurnsRequest,
+        context: Context,
+    ) -> memory_pb2.RecordTurnsResponse:
+        _check_for_itself()
+        _check_conversations(request.conversations)
+        refused = await self._memory.record_many({_told_key(one): _turns(one.messages) for one in request.conversations})
+        return memory_pb2.RecordTurnsResponse(refused_conversation_ids=[key.conversation_id for key in refused])
 
     async def InvalidateContext(
         self,
@@ -59,6 +70,37 @@ class MemoryServicer(memory_pb2_grpc.MemoryServiceServicer):
 
 def _key(conversation_id: str) -> ConversationKey:
     return ConversationKey(current_user_id(), str(uuid.UUID(conversation_id)))
+
+
+def _told_key(told: memory_pb2.ConversationTurns) -> ConversationKey:
+    return ConversationKey(str(uuid.UUID(told.user_id)), str(uuid.UUID(told.conversation_id)))
+
+
+def _check_for_itself() -> None:
+    """What is said of users in a request counts only when no user stands behind the call."""
+    if current_caller().user_id is not None:
+        raise PermissionDenied(
+            "This call is for a service that acts for itself: send no user's token.",
+            reasons.ERROR_REASON_ACCESS_DENIED,
+            metadata={"method": "/parley.memory.v1.MemoryService/RecordTurns"},
+        )
+
+
+def _check_conversations(conversations: Sequence[memory_pb2.ConversationTurns]) -> None:
+    seen, said, violations = set[ConversationKey](), set[tuple[str, str]](), list[FieldViolation]()
+    for index, one in enumerate(conversations):
+        key, field = _told_key(one), f"conversations[{index}]"
+        messages = {(key.user_id, str(uuid.UUID(message.message_id))) for message in one.messages}
+        if key in seen:
+            violations.append(FieldViolation(f"{field}.conversation_id", "is that of another entry in this request"))
+        if messages & said:
+            violations.append(FieldViolation(f"{field}.messages", "holds a message of another entry in this request"))
+        repeated = _repeated(one.messages)
+        violations += [FieldViolation(f"{field}.{problem.field}", problem.description) for problem in repeated]
+        seen.add(key)
+        said |= messages
+    if violations:
+        raise invalid_request(violations)
 
 
 def _check_messages(messages: Sequence[memory_pb2.ContextMessage]) -> None:
@@ -76,6 +118,10 @@ def _repeated(messages: Sequence[memory_pb2.ContextMessage]) -> Iterator[FieldVi
             yield FieldViolation(f"messages[{index}].message_id", "is that of another message in this request")
         ids.add(message_id)
         sequences.add(message.sequence)
+
+
+def _turns(messages: Sequence[memory_pb2.ContextMessage]) -> list[Turn]:
+    return [_turn(message) for message in messages]
 
 
 def _turn(message: memory_pb2.ContextMessage) -> Turn:

@@ -2,22 +2,14 @@
 
 from typing import Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from services.runtime.settings import PeerSettings, ServerSettings
+from services.runtime.settings import PeerSettings, RedisSettings, ServerSettings
 
 
-class MemorySettings(ServerSettings, PeerSettings):
+class MemorySettings(ServerSettings, PeerSettings, RedisSettings):
     """What memory needs beyond what every service does."""
 
-    redis_url: SecretStr
-    """The Redis of the working set. It may be away; it must be named."""
-    redis_timeout_seconds: float = Field(default=0.1, gt=0, le=5)
-    """How long one operation on Redis may take, connecting included. Longer costs more than reading Postgres does."""
-    redis_retry_seconds: float = Field(default=1, gt=0, le=60)
-    """After a failure Redis is left alone for this long."""
-    redis_connections: int = Field(default=20, ge=1, le=1000)
-    """Connections to Redis that a process may hold."""
     working_set_ttl_seconds: int = Field(default=1800, ge=1, le=86_400)
     """How long the working set keeps a conversation after its last use. Text that was deleted while Redis was away, or
     that Redis brings back from an old file, is there for as long at most."""
@@ -32,13 +24,6 @@ class MemorySettings(ServerSettings, PeerSettings):
     """The most tokens that a caller gets; more is cut to it."""
     eviction_sweep_seconds: float = Field(default=10, gt=0, le=600)
     """How often evictions that Redis has not confirmed are tried again."""
-
-    @field_validator("redis_url")
-    @classmethod
-    def _names_a_redis(cls, url: SecretStr) -> SecretStr:
-        if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must begin with redis://, rediss:// or unix://")
-        return url
 
     @model_validator(mode="after")
     def _budgets_agree(self) -> Self:

@@ -14,11 +14,11 @@ from services.memory.schema import conversations, forgotten_turns, pending_evict
 from services.memory.turns import ConversationKey, Turn
 
 _CLOCK: Final = sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()) * 1_000_000, sa.BigInteger)
+_CLOCK_TEXT: Final = "cast(extract(epoch from clock_timestamp()) * 1000000 as bigint)"
 # Microseconds since 1970, and always more than before: a database restored from a backup never gives a version again
 # that the working set still holds for other turns. Exact in Redis's scripts, whose numbers are doubles, until 2255.
 _NEXT_VERSION: Final = sa.func.greatest(conversations.c.version + 1, _CLOCK)
 _CONVERSATION: Final = ("user_id", "conversation_id")
-_WRITTEN_ANEW: Final = ("role", "body", "revision", "token_count", "create_time")
 
 
 def is_of(table: sa.Table, key: ConversationKey) -> sa.ColumnElement[bool]:
@@ -58,35 +58,83 @@ def latest(key: ConversationKey, *, most_messages: int, most_tokens: int) -> sa.
     )
 
 
-def lock(key: ConversationKey) -> Any:
-    """Creates or holds the conversation's row and gives it its next version; no row when the conversation was deleted."""
-    return (
-        insert(conversations)
-        .values(**_identity(key), version=_CLOCK)
-        .on_conflict_do_update(
-            index_elements=_CONVERSATION,
-            set_={"version": _NEXT_VERSION},
-            where=conversations.c.deleted_at.is_(None),
-        )
-        .returning(
-            conversations.c.version,
-            conversations.c.last_sequence,
-            sa.literal_column("old.version", sa.BigInteger).label("old_version"),
-        )
-    )
+# In text where many conversations are told of at once: these unnest arrays, so that one statement, prepared once, serves any
+# number of them. LOCK goes by the order of the keys: two that lock the same ones never wait for each other in a ring.
+LOCK: Final = sa.text(
+    "insert into conversations (user_id, conversation_id, version)"  # noqa: S608 - of constants
+    f" select user_id, conversation_id, {_CLOCK_TEXT}"
+    " from unnest(cast(:user_ids as uuid[]), cast(:conversation_ids as uuid[])) as told (user_id, conversation_id)"
+    " order by user_id, conversation_id"
+    " on conflict (user_id, conversation_id) do update"
+    f" set version = greatest(conversations.version + 1, {_CLOCK_TEXT}) where conversations.deleted_at is null"
+    " returning cast(user_id as text), cast(conversation_id as text), version, last_sequence, old.version as old_version"
+)
+"""Creates or holds the conversations' rows and gives each its next version; no row for a conversation that was deleted."""
+
+PLACES: Final = sa.text(
+    "with told as (select * from unnest(cast(:user_ids as uuid[]), cast(:conversation_ids as uuid[]),"
+    " cast(:message_ids as uuid[]), cast(:sequences as integer[]))"
+    " as told (user_id, conversation_id, message_id, sequence)), found as ("
+    " select told.conversation_id as told_conversation_id, turns.user_id, turns.conversation_id, turns.message_id,"
+    " turns.revision, turns.sequence, turns.create_time from told join turns using (user_id, message_id)"
+    " union select told.conversation_id, turns.user_id, turns.conversation_id, turns.message_id,"
+    " turns.revision, turns.sequence, turns.create_time from told join turns using (user_id, conversation_id, sequence)"
+    " union select told.conversation_id, gone.user_id, gone.conversation_id, gone.message_id, gone.revision, null, null"
+    " from told join forgotten_turns gone using (user_id, conversation_id, message_id))"
+    " select cast(user_id as text), cast(told_conversation_id as text) as conversation_id, cast(message_id as text),"
+    " revision, sequence, create_time, conversation_id = told_conversation_id as is_of_conversation from found"
+)
+"""What is recorded of the same messages or at the same places; without a sequence, what was edited away."""
+
+WRITE: Final = sa.text(
+    "insert into turns (user_id, conversation_id, sequence, message_id, role, body, revision, token_count, create_time)"
+    " select * from unnest(cast(:user_ids as uuid[]), cast(:conversation_ids as uuid[]), cast(:sequences as integer[]),"
+    " cast(:message_ids as uuid[]), cast(:roles as text[]), cast(:bodies as text[]), cast(:revisions as integer[]),"
+    " cast(:token_counts as integer[]), cast(:create_times as timestamptz[]))"
+    " on conflict (user_id, message_id) do update set role = excluded.role, body = excluded.body,"
+    " revision = excluded.revision, token_count = excluded.token_count, create_time = excluded.create_time"
+    " where turns.conversation_id = excluded.conversation_id"
+)
+"""Writes turns. A message that belongs to another conversation is left as it is, and not counted."""
+
+EXTEND: Final = sa.text(
+    "update conversations known set last_sequence = known.last_sequence + ("
+    " select count(*) from (select sequence, row_number() over (order by sequence) as place from turns"
+    " where turns.user_id = known.user_id and turns.conversation_id = known.conversation_id"
+    " and turns.sequence > known.last_sequence) beyond where beyond.sequence = known.last_sequence + beyond.place)"
+    " from unnest(cast(:user_ids as uuid[]), cast(:conversation_ids as uuid[])) as told (user_id, conversation_id)"
+    " where known.user_id = told.user_id and known.conversation_id = told.conversation_id"
+    " returning cast(known.user_id as text), cast(known.conversation_id as text), known.last_sequence"
+)
+"""Moves last_sequence over the turns that now follow it without a hole."""
 
 
-def places(key: ConversationKey, told: Sequence[Turn]) -> sa.CompoundSelect[Any]:
-    """What is recorded of the same messages or at the same places; without a sequence, what was edited away."""
-    ids = [turn.message_id for turn in told]
-    is_told = turns.c.message_id.in_(ids) | turns.c.sequence.in_([turn.sequence for turn in told])
-    known = sa.select(turns.c.message_id, turns.c.revision, turns.c.sequence, turns.c.create_time).where(
-        is_of(turns, key), is_told
-    )
-    forgotten = sa.select(forgotten_turns.c.message_id, forgotten_turns.c.revision, sa.null(), sa.null()).where(
-        is_of(forgotten_turns, key), forgotten_turns.c.message_id.in_(ids)
-    )
-    return sa.union_all(known, forgotten)
+def of_conversations(keys: Iterable[ConversationKey]) -> dict[str, list[Any]]:
+    """Conversations, as LOCK and EXTEND take them."""
+    ordered = list(keys)
+    return {
+        "user_ids": [key.user_id for key in ordered],
+        "conversation_ids": [key.conversation_id for key in ordered],
+    }
+
+
+def of_messages(told: Sequence[tuple[ConversationKey, Turn]]) -> dict[str, list[Any]]:
+    """Messages, as PLACES takes them."""
+    return of_conversations(key for key, _ in told) | {
+        "message_ids": [turn.message_id for _, turn in told],
+        "sequences": [turn.sequence for _, turn in told],
+    }
+
+
+def of_turns(told: Sequence[tuple[ConversationKey, Turn]]) -> dict[str, list[Any]]:
+    """Messages with what is in them, as WRITE takes them."""
+    return of_messages(told) | {
+        "roles": [turn.role for _, turn in told],
+        "bodies": [turn.text for _, turn in told],
+        "revisions": [turn.revision for _, turn in told],
+        "token_counts": [turn.token_count for _, turn in told],
+        "create_times": [turn.create_time for _, turn in told],
+    }
 
 
 def displace(key: ConversationKey, message_ids: Iterable[str]) -> sa.Delete:
@@ -108,47 +156,6 @@ def _keep_greatest_revision(statement: Insert) -> Insert:
     return statement.on_conflict_do_update(
         index_elements=[*_CONVERSATION, "message_id"],
         set_={"revision": sa.func.greatest(forgotten_turns.c.revision, statement.excluded.revision)},
-    )
-
-
-def write() -> Any:
-    """Writes turns, by `turn_row`, and returns a row for each; none for a message that belongs to another conversation."""
-    statement = insert(turns)
-    return statement.on_conflict_do_update(
-        index_elements=["user_id", "message_id"],
-        set_={name: statement.excluded[name] for name in _WRITTEN_ANEW},
-        where=turns.c.conversation_id == statement.excluded.conversation_id,
-    ).returning(turns.c.sequence)
-
-
-def turn_row(key: ConversationKey, turn: Turn) -> dict[str, object]:
-    """A turn as a row."""
-    return {
-        **_identity(key),
-        "sequence": turn.sequence,
-        "message_id": turn.message_id,
-        "role": turn.role,
-        "body": turn.text,
-        "revision": turn.revision,
-        "token_count": turn.token_count,
-        "create_time": turn.create_time,
-    }
-
-
-def extend(key: ConversationKey, last_sequence: int) -> Any:
-    """Moves last_sequence over the turns that now follow it without a hole."""
-    place = sa.func.row_number().over(order_by=turns.c.sequence)
-    beyond = (
-        sa.select(turns.c.sequence, place.label("place"))
-        .where(is_of(turns, key), turns.c.sequence > last_sequence)
-        .subquery()
-    )
-    following = sa.select(sa.func.count()).where(beyond.c.sequence == last_sequence + beyond.c.place).scalar_subquery()
-    return (
-        sa.update(conversations)
-        .where(is_of(conversations, key))
-        .values(last_sequence=last_sequence + following)
-        .returning(conversations.c.last_sequence)
     )
 
 

@@ -4,7 +4,7 @@ Owns the order of changes: whatever changes a conversation holds its row first, 
 follow each other, in every process. Invariant: a change of the turns is a new version in the same transaction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from services.memory.context import Block
 from services.memory.schema import forgotten_turns, turns
 from services.memory.turns import ConversationKey, Merge, Place, Turn, merge
 from services.runtime.database import Database
-from services.runtime.errors import FieldViolation, invalid_request
+from services.runtime.errors import FieldViolation, InvalidArgument, ServiceError, invalid_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,23 +78,26 @@ class TurnStore:
         head = Head(rows[0].version, rows[0].last_sequence)
         return head, _block(rows, lowest=max(1, head.last_sequence - most_messages + 1))
 
-    async def record(self, key: ConversationKey, told: Sequence[Turn]) -> Recorded | None:
-        """Records turns. Idempotent, in any order, at once from several processes: see turns.merge. None when deleted.
+    async def record(
+        self, told: Mapping[ConversationKey, Sequence[Turn]], *, user_id: str | None
+    ) -> dict[ConversationKey, Recorded | ServiceError | None]:
+        """Records turns of conversations, all of one user or, without a user, of several; returns what each changed.
 
-        Raises InvalidArgument when a message belongs to another conversation or another place.
+        Idempotent, in any order, at once from several processes: see turns.merge. None for a conversation that was
+        deleted. Where a message belongs to another conversation or another place, nothing of its conversation is
+        recorded: InvalidArgument stands in its place. The statements are as many for one conversation as for many.
         """
-        async with self._database.transaction(user_id=key.user_id) as connection:
-            locked = (await connection.execute(statements.lock(key))).one_or_none()
-            if locked is None:
-                return None
-            change = await _merged(connection, key, told)
-            await _forget(connection, key, change)
-            last_sequence = locked.last_sequence
-            if change.accepted:
-                await _write(connection, key, change.accepted)
-                last_sequence = (await connection.execute(statements.extend(key, last_sequence))).scalar_one()
-        previous = None if locked.old_version is None else Head(locked.old_version, locked.last_sequence)
-        return Recorded(previous, Head(locked.version, last_sequence), change.accepted)
+        database = self._database
+        whose = database.service_transaction() if user_id is None else database.transaction(user_id=user_id)
+        async with whose as connection:
+            locked = await _locked(connection, told)
+            changes = await _merged(connection, {key: told[key] for key in locked})
+            await _forget(connection, changes)
+            lengths = await _written(connection, changes)
+        results: dict[ConversationKey, Recorded | ServiceError | None] = dict.fromkeys(told)
+        for key, change in changes.items():
+            results[key] = _recorded(locked[key], change, lengths.get(key)) if isinstance(change, Merge) else change
+        return results
 
     async def delete_conversation(self, key: ConversationKey) -> tuple[int, Eviction]:
         """Deletes every turn, and counts them; leaves a tombstone without text, also for a conversation never heard of.
@@ -153,23 +156,62 @@ def _turn(row: sa.Row[Any]) -> Turn:
     )
 
 
-async def _merged(connection: AsyncConnection, key: ConversationKey, told: Sequence[Turn]) -> Merge:
-    rows = (await connection.execute(statements.places(key, told))).all()
+async def _locked(connection: AsyncConnection, told: Iterable[ConversationKey]) -> dict[ConversationKey, sa.Row[Any]]:
+    rows = await connection.execute(statements.LOCK, statements.of_conversations(told))
+    return {ConversationKey(row.user_id, row.conversation_id): row for row in rows}
+
+
+async def _merged(
+    connection: AsyncConnection, told: Mapping[ConversationKey, Sequence[Turn]]
+) -> dict[ConversationKey, Merge | ServiceError]:
+    pairs = [(key, turn) for key, turns_of in told.items() for turn in turns_of]
+    found: dict[ConversationKey, list[sa.Row[Any]]] = {key: [] for key in told}
+    for row in await connection.execute(statements.PLACES, statements.of_messages(pairs)) if pairs else ():
+        found[ConversationKey(row.user_id, row.conversation_id)].append(row)
+    return {key: _change(turns_of, found[key]) for key, turns_of in told.items()}
+
+
+def _change(told: Sequence[Turn], rows: Sequence[sa.Row[Any]]) -> Merge | ServiceError:
+    if not all(row.is_of_conversation for row in rows):
+        return _elsewhere()
     known = [Place(row.message_id, row.sequence, row.revision, row.create_time) for row in rows if row.sequence]
-    return merge(told, known=known, forgotten={row.message_id: row.revision for row in rows if not row.sequence})
+    try:
+        return merge(told, known=known, forgotten={row.message_id: row.revision for row in rows if not row.sequence})
+    except InvalidArgument as error:
+        return error
 
 
-async def _forget(connection: AsyncConnection, key: ConversationKey, change: Merge) -> None:
-    if change.displaced:
-        await connection.execute(statements.displace(key, change.displaced))
-    if change.forgotten:
-        rows = [statements.forgotten_row(key, *message) for message in change.forgotten.items()]
-        await connection.execute(statements.note_forgotten(), rows)
+async def _forget(connection: AsyncConnection, changes: Mapping[ConversationKey, Merge | ServiceError]) -> None:
+    """Rarely anything: what an edit has put in the place of something else."""
+    for key, change in changes.items():
+        if isinstance(change, Merge) and change.displaced:
+            await connection.execute(statements.displace(key, change.displaced))
+        if isinstance(change, Merge) and change.forgotten:
+            rows = [statements.forgotten_row(key, *message) for message in change.forgotten.items()]
+            await connection.execute(statements.note_forgotten(), rows)
 
 
-async def _write(connection: AsyncConnection, key: ConversationKey, accepted: Sequence[Turn]) -> None:
-    rows = [statements.turn_row(key, turn) for turn in accepted]
-    written = (await connection.execute(statements.write(), rows)).all()
-    if len(written) != len(accepted):
-        problem = "a message belongs to another conversation: give each message its own id"
-        raise invalid_request([FieldViolation("messages.message_id", problem)])
+async def _written(
+    connection: AsyncConnection, changes: Mapping[ConversationKey, Merge | ServiceError]
+) -> dict[ConversationKey, int]:
+    """How far the conversations that got something new are known now."""
+    news = [(key, turn) for key, change in changes.items() if isinstance(change, Merge) for turn in change.accepted]
+    if not news:
+        return {}
+    written = await connection.execute(statements.WRITE, statements.of_turns(news))
+    if written.rowcount != len(news):
+        # Told of at once under two conversations, one of them by another call.
+        raise _elsewhere()
+    keys = dict.fromkeys(key for key, _ in news)
+    rows = await connection.execute(statements.EXTEND, statements.of_conversations(keys))
+    return {ConversationKey(row.user_id, row.conversation_id): row.last_sequence for row in rows}
+
+
+def _recorded(locked: sa.Row[Any], change: Merge, last_sequence: int | None) -> Recorded:
+    previous = None if locked.old_version is None else Head(locked.old_version, locked.last_sequence)
+    return Recorded(previous, Head(locked.version, last_sequence or locked.last_sequence), change.accepted)
+
+
+def _elsewhere() -> ServiceError:
+    problem = "a message belongs to another conversation: give each message its own id"
+    return invalid_request([FieldViolation("messages.message_id", problem)])

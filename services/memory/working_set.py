@@ -11,7 +11,7 @@ oldest first. So Redis can compare the version and append turns without parsing 
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -23,9 +23,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from services.memory.breaker import Breaker
 from services.memory.context import Block
 from services.memory.turns import ConversationKey, Turn
+from services.runtime.breaker import Breaker
 
 ASKED: Final = Counter(
     "parley_memory_working_set", "Operations on the working set, by what came of them", ["operation", "outcome"]
@@ -72,6 +72,16 @@ class WorkingSetLimits:
     retry_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """What a conversation grew by at its end; `from_version` is None for one of which nothing was known before."""
+
+    key: ConversationKey
+    from_version: int | None
+    version: int
+    turns: Sequence[Turn]
+
+
 def open_redis(url: str, *, connections: int, timeout_seconds: float) -> Redis:
     """A client with a fixed pool that never repeats by itself: the breaker decides when to ask again."""
     pool = BlockingConnectionPool.from_url(
@@ -101,14 +111,24 @@ class WorkingSet:
         if len(encoded) <= self._limits.most_bytes:
             await self._run("put", _PUT, key, version, encoded, self._limits.ttl_seconds)
 
-    async def append(self, key: ConversationKey, *, from_version: int, version: int, turns: Iterable[Turn]) -> None:
-        """Makes the block of `from_version` that of `version` by adding turns at its end; drops it when it gets too large.
+    async def follow(self, grown: Sequence[Growth]) -> None:
+        """Adds what conversations grew by to their blocks, in one round trip; drops a block that gets too large.
 
-        Nothing happens when that block is not here: the next reader puts a new one.
+        Nothing happens where the block of `from_version` is not here: the next reader puts a new one.
         """
+        commands = [command for growth in grown if (command := self._following(growth)) is not None]
+        if commands:
+            await self._ask("follow", commands)
+
+    def _following(self, growth: Growth) -> tuple[Any, ...] | None:
         limits = self._limits
-        lines = _lines(turns)
-        await self._run("append", _APPEND, key, from_version, version, lines, limits.ttl_seconds, limits.most_bytes)
+        if growth.from_version is None:
+            encoded = _encoded(Block(1, 0, growth.turns[::-1]))
+            is_too_large = len(encoded) > limits.most_bytes
+            return None if is_too_large else (_PUT, _key(growth.key), growth.version, encoded, limits.ttl_seconds)
+        lines = _lines(growth.turns)
+        version = (growth.from_version, growth.version)
+        return _APPEND, _key(growth.key), *version, lines, limits.ttl_seconds, limits.most_bytes
 
     async def evict(self, key: ConversationKey, version: int) -> bool:
         """Forgets every block from before `version`, and whatever readers that are under way would still put.
@@ -120,21 +140,36 @@ class WorkingSet:
 
     async def _run(self, operation: str, script: str, key: ConversationKey, *arguments: bytes | int) -> tuple[bool, Any]:
         """Whether Redis answered, and what."""
+        answers = await self._ask(operation, [(script, _key(key), *arguments)])
+        return (False, None) if answers is None else (True, answers[0])
+
+    async def _ask(self, operation: str, commands: Sequence[tuple[Any, ...]]) -> list[Any] | None:
+        """What Redis answered to these scripts, each with its one key, in one round trip; None when it did not."""
         if not self._breaker.allows():
-            ASKED.labels(operation, "skipped").inc()
-            return False, None
+            ASKED.labels(operation, "skipped").inc(len(commands))
+            return None
         try:
             async with asyncio.timeout(self._limits.timeout_seconds):
-                # Not by its digest: a few hundred bytes cost nothing, and a Redis that lost its scripts needs no second try.
-                answer = await self._redis.eval(script, 1, _key(key), *arguments)
+                answers = await self._evaluated(commands)
         except (RedisError, OSError, TimeoutError) as error:
             self._breaker.failed(error)
-            ASKED.labels(operation, "error").inc()
-            return False, None
+            ASKED.labels(operation, "error").inc(len(commands))
+            return None
         self._breaker.succeeded()
         if operation != "read":
-            ASKED.labels(operation, "done" if answer else "stale").inc()
-        return True, answer
+            for answer in answers:
+                ASKED.labels(operation, "done" if answer else "stale").inc()
+        return answers
+
+    async def _evaluated(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        # Not by their digests: a few hundred bytes cost nothing, and a Redis that lost its scripts needs no second try.
+        if len(commands) == 1:
+            script, key, *arguments = commands[0]
+            return [await self._redis.eval(script, 1, key, *arguments)]
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for script, key, *arguments in commands:
+                pipeline.eval(script, 1, key, *arguments)
+            return list(await pipeline.execute())
 
 
 def _key(key: ConversationKey) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from parley.type.v1 import error_reason_pb2 as reasons
-from services.runtime.errors import Unauthenticated
+from services.runtime.errors import ServiceError, Unauthenticated
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +34,38 @@ class Caller:
 NOBODY = Caller()
 
 
+class Cutter:
+    """Ends a streaming call from outside, also while it waits for a caller who takes nothing. For the task that makes it."""
+
+    __slots__ = ("_task", "error")
+
+    def __init__(self) -> None:
+        self._task = asyncio.current_task()
+        self.error: ServiceError | None = None
+
+    def cut(self, error: ServiceError) -> None:
+        """Ends the call with this error. Idempotent: the first error stays."""
+        if self.error is None and self._task is not None:
+            self.error = error
+            self._task.cancel()
+
+    def take(self) -> ServiceError | None:
+        """For the interceptor: the error that the call was cut with, which then is no cancellation any more."""
+        if self.error is not None and self._task is not None:
+            self._task.uncancel()
+        return self.error
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call: `deadline` is on the event loop's clock, None where the caller gave none."""
+    """One call: `deadline` is on the event loop's clock, None where the caller gave none; `cutter` is a stream's."""
 
     request_id: str
     caller: Caller = NOBODY
     metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     deadline: float | None = None
     acting_for: str | None = None
+    cutter: Cutter | None = None
 
 
 _NO_CALL = Call(request_id="")
@@ -82,6 +105,11 @@ def current_metadata() -> Mapping[str, str]:
     return _current.get().metadata
 
 
+def current_cutter() -> Cutter | None:
+    """What ends the call being served from outside; None outside of streams."""
+    return _current.get().cutter
+
+
 def seconds_left() -> float | None:
     """Time until the deadline of the call being served; None where there is none."""
     deadline = _current.get().deadline
@@ -91,7 +119,7 @@ def seconds_left() -> float | None:
 def detached() -> contextvars.Context:
     """A context for a task that outlives the call: the same request id and caller, without the call's deadline."""
     context = contextvars.copy_context()
-    context.run(_current.set, replace(_current.get(), deadline=None))
+    context.run(_current.set, replace(_current.get(), deadline=None, cutter=None))
     return context
 
 

@@ -5,16 +5,21 @@ Every transaction says on whose behalf it runs, and row-level security holds it 
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import MappingProxyType
+from typing import Any
 
-from sqlalchemy import URL, ColumnElement, TextClause, exc, func, make_url, text
+import psycopg
+from sqlalchemy import URL, ColumnElement, exc, func, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-_AS_USER = text("select set_config('parley.user_id', :user_id, true)")
-_AS_SERVICE = text("select set_config('parley.scope', 'service', true)")
+# One round trip begins a transaction and says whose it is: two statements in one go, which take no parameters.
+_AS_USER = "begin; select set_config('parley.user_id', '{user_id}', true)"
+_AS_SERVICE = "begin; select set_config('parley.scope', 'service', true)"
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _ROLE = text(
     "select rolsuper or rolbypassrls as bypasses, exists ("
     " select from pg_class where relnamespace = current_schema()::regnamespace and relkind in ('r', 'p')"
@@ -23,6 +28,8 @@ _ROLE = text(
 STATEMENT_TIMEOUT_SECONDS = 10
 CONNECT_TIMEOUT_SECONDS = 5
 POOL_WAIT_SECONDS = 5
+# So that the pool gets to look at the age of a connection that a lane holds.
+_HELD_SECONDS = 300
 # A server that vanished without a word (a dead node) is noticed within 15 s; of no meaning to a unix socket.
 NOTICE_DEATH: Mapping[str, int] = MappingProxyType(
     {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 2, "tcp_user_timeout": 15_000}
@@ -41,22 +48,29 @@ class Database:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
+        self._lanes: list[Lane] = []
+
+    def lane(self, *, size: int) -> "Lane":
+        """Keeps up to `size` connections of the pool for a path that is run often. Closed with the database."""
+        lane = Lane(self, size=size)
+        self._lanes.append(lane)
+        return lane
 
     @asynccontextmanager
     async def transaction(self, *, user_id: str) -> AsyncIterator[AsyncConnection]:
         """A transaction confined to the rows of one user."""
-        async with self._transaction(_AS_USER, {"user_id": user_id}) as connection:
+        async with self._transaction(_as_user(user_id)) as connection:
             yield connection
 
     @asynccontextmanager
     async def service_transaction(self) -> AsyncIterator[AsyncConnection]:
         """A transaction for the service's own work across users: sign-in, jobs, sweeps."""
-        async with self._transaction(_AS_SERVICE, {}) as connection:
+        async with self._transaction(_AS_SERVICE) as connection:
             yield connection
 
     @asynccontextmanager
-    async def _transaction(self, identify: TextClause, values: Mapping[str, str]) -> AsyncIterator[AsyncConnection]:
-        connection = await self._begun(identify, values)
+    async def _transaction(self, begin: str) -> AsyncIterator[AsyncConnection]:
+        connection = await self.begun(begin)
         try:
             yield connection
             await connection.commit()
@@ -65,19 +79,19 @@ class Database:
             # more meanwhile must not lose the connection to the pool.
             await asyncio.shield(connection.close())
 
-    async def _begun(self, identify: TextClause, values: Mapping[str, str]) -> AsyncConnection:
+    async def begun(self, begin: str) -> AsyncConnection:
         """A connection with the identity set. A pooled one that died meanwhile is replaced once: nothing ran on it."""
         try:
-            return await self._identified(identify, values)
+            return await self._identified(begin)
         except exc.DBAPIError as error:
             if not error.connection_invalidated:
                 raise
-        return await self._identified(identify, values)
+        return await self._identified(begin)
 
-    async def _identified(self, identify: TextClause, values: Mapping[str, str]) -> AsyncConnection:
+    async def _identified(self, begin: str) -> AsyncConnection:
         connection = await self.engine.connect()
         try:
-            await connection.execute(identify, values)
+            await connection.exec_driver_sql(begin)
         except BaseException:
             await asyncio.shield(connection.close())
             raise
@@ -95,7 +109,98 @@ class Database:
 
     async def close(self) -> None:
         """Closes every connection."""
+        for lane in self._lanes:
+            await lane.close()
         await self.engine.dispose()
+
+
+class UserTransaction:
+    """A transaction on a connection of a lane: `connection` is what SQLAlchemy knows of it."""
+
+    __slots__ = ("_driver", "connection")
+
+    def __init__(self, connection: AsyncConnection, driver: "psycopg.AsyncConnection[Any]") -> None:
+        self.connection = connection
+        self._driver = driver
+
+    async def fetch_one(self, statement: bytes, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        """Runs a statement in psycopg's own form (`%(name)s`) and returns its first row. Raises what SQLAlchemy would."""
+        try:
+            cursor = await self._driver.execute(statement, values)
+            row: tuple[Any, ...] | None = await cursor.fetchone()
+        except psycopg.Error as error:
+            raise exc.DBAPIError.instance(
+                statement.decode(), None, error, psycopg.Error, hide_parameters=True, dialect=self.connection.dialect
+            ) from error
+        return row
+
+
+class Lane:
+    """A few connections for a path that is run often: without what taking one from the pool costs each time.
+
+    At most `size` transactions at a time; the others wait here, in order and as long as it takes, instead of at the
+    connection pool, whose patience is short.
+    """
+
+    def __init__(self, database: Database, *, size: int) -> None:
+        self._database = database
+        self._gate = asyncio.Semaphore(size)
+        self._idle: list[tuple[AsyncConnection, psycopg.AsyncConnection[Any], float]] = []
+
+    @asynccontextmanager
+    async def transaction(self, *, user_id: str) -> AsyncIterator[UserTransaction]:
+        """As that of the database; statements may also be given to the driver as they are."""
+        begin = _as_user(user_id)
+        async with self._gate:
+            connection, driver, since = await self._begun(begin)
+            try:
+                yield UserTransaction(connection, driver)
+                await (connection.commit() if connection.in_transaction() else driver.commit())
+            except BaseException:
+                await asyncio.shield(_given_back(connection, driver))
+                raise
+            if asyncio.get_running_loop().time() - since < _HELD_SECONDS:
+                self._idle.append((connection, driver, since))
+            else:
+                await asyncio.shield(connection.close())
+
+    async def _begun(self, begin: str) -> tuple[AsyncConnection, "psycopg.AsyncConnection[Any]", float]:
+        """A connection with the identity set: one that is held, if that lives, or one of the pool."""
+        if self._idle:
+            held = self._idle.pop()
+            connection, driver, _ = held
+            try:
+                await driver.execute(begin.encode())
+            except BaseException as error:
+                await asyncio.shield(_given_back(connection, driver))
+                if not isinstance(error, psycopg.OperationalError):
+                    raise
+            else:
+                return held
+        connection = await self._database.begun(begin)
+        driver: object = (await connection.get_raw_connection()).driver_connection
+        if not isinstance(driver, psycopg.AsyncConnection):
+            raise TypeError("the database is not spoken to by psycopg")
+        return connection, driver, asyncio.get_running_loop().time()
+
+    async def close(self) -> None:
+        """Gives the connections back."""
+        while self._idle:
+            connection, driver, _ = self._idle.pop()
+            await _given_back(connection, driver)
+
+
+async def _given_back(connection: AsyncConnection, driver: "psycopg.AsyncConnection[Any]") -> None:
+    """Rolls back what was not committed, and gives the connection back to the pool, if it is still of use."""
+    if driver.closed:
+        await connection.invalidate()
+    await connection.close()
+
+
+def _as_user(user_id: str) -> str:
+    if not _UUID.fullmatch(user_id):
+        raise ValueError("a user's id is a UUID")
+    return _AS_USER.format(user_id=user_id)
 
 
 @asynccontextmanager
@@ -129,6 +234,8 @@ def open_database(url: str, *, pool_size: int = 10) -> Database:
     """A database with a fixed pool; connects on first use."""
     engine = create_async_engine(
         async_url(url),
+        # The transactions begin by themselves: the driver's own beginning would be a round trip more.
+        isolation_level="AUTOCOMMIT",
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=POOL_WAIT_SECONDS,

@@ -9,6 +9,7 @@ never leaves the process.
     PermissionDenied    PERMISSION_DENIED   403      ResourceExhausted  RESOURCE_EXHAUSTED  429
     NotFound            NOT_FOUND           404      Unavailable        UNAVAILABLE         503
     Internal            INTERNAL            500      DeadlineExceeded   DEADLINE_EXCEEDED   504
+    FailedPrecondition  FAILED_PRECONDITION 400
 """
 
 import contextlib
@@ -71,6 +72,12 @@ class InvalidArgument(ServiceError):
     """The request itself is wrong, whatever the state of the system."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class FailedPrecondition(ServiceError):
+    """The request would be right in another state of the system; repeating it changes nothing."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class Unauthenticated(ServiceError):

@@ -8,12 +8,13 @@ stream, becomes a status with ErrorInfo here and nowhere else.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -24,7 +25,7 @@ from google.rpc import status_pb2
 
 from parley.options.v1 import options_pb2
 from parley.type.v1 import error_reason_pb2 as reasons
-from services.runtime.calls import NOBODY, Call, Caller, enter
+from services.runtime.calls import NOBODY, Call, Caller, Cutter, enter
 from services.runtime.channels import REQUEST_ID
 from services.runtime.errors import (
     STATUS_DETAILS,
@@ -46,6 +47,8 @@ log = structlog.get_logger(__name__)
 BUILT_IN = frozenset(
     {"grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"}
 )
+_LAST_WORD_SECONDS = 30.0
+_LEAVE_SECONDS = 1.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -117,7 +120,7 @@ class _Wrap:
     def handler(self) -> Handler:
         # Requests arrive as bytes: what does not parse is the caller's error and gets a status like any other.
         if self._inner.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(self._stream, None, self._inner.response_serializer)
+            return grpc.unary_stream_rpc_method_handler(self._stream, None, _passing(self._inner.response_serializer))
         return grpc.unary_unary_rpc_method_handler(self._unary, None, self._inner.response_serializer)
 
     async def _unary(self, raw: bytes, context: Context) -> Message:
@@ -132,21 +135,28 @@ class _Wrap:
             self._end(progress)
         return answer
 
-    async def _stream(self, raw: bytes, context: Context) -> AsyncIterator[Message]:
-        progress = self._begin(context)
+    async def _stream(self, raw: bytes, context: Context) -> None:
+        # Written one by one, not handed out by a generator: only so does a cut find this code while it waits for a caller
+        # who takes nothing.
+        progress = self._begin(context, Cutter())
         try:
             request = await self._admitted(raw, context, progress)
             # Closed here: a generator left to the garbage collector ends whenever, in whatever context.
             async with aclosing(self._inner.unary_stream(request, context)) as messages:
                 async for message in messages:
-                    yield message
+                    try:
+                        await context.write(message)
+                    except grpc.aio.InternalError:
+                        # The caller has left. The cancellation that says so comes next: it must not meet the clean-up.
+                        await asyncio.sleep(_LEAVE_SECONDS)
+                        raise
         except BaseException as error:
             await self._fail(error, context, progress)
             raise
         finally:
             self._end(progress)
 
-    def _begin(self, context: Context) -> _Progress:
+    def _begin(self, context: Context, cutter: Cutter | None = None) -> _Progress:
         self._metrics.begin()
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         asked = metadata.get(REQUEST_ID, "")
@@ -156,6 +166,7 @@ class _Wrap:
             request_id=request_id,
             metadata=MappingProxyType(metadata),
             deadline=None if left is None else asyncio.get_running_loop().time() + left,
+            cutter=cutter,
         )
         enter(call)
         return _Progress(call, time.perf_counter())
@@ -166,7 +177,7 @@ class _Wrap:
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         if self._access != options_pb2.ACCESS_PUBLIC:
             caller = await self._verifier.verify(call.metadata)
-            progress.call = Call(call.request_id, caller, call.metadata, call.deadline)
+            progress.call = replace(call, caller=caller)
             enter(progress.call)
             self._check_access(caller)
         request = self._parsed(raw)
@@ -210,6 +221,9 @@ class _Wrap:
 
     async def _fail(self, error: BaseException, context: Context, progress: _Progress) -> None:
         """Ends the call with the error's status. The caller's own leaving stays what it is: a cancellation."""
+        cut = progress.call.cutter.take() if progress.call.cutter is not None else None
+        if cut is not None and isinstance(error, asyncio.CancelledError):
+            error = cut
         if isinstance(error, GeneratorExit) or (isinstance(error, asyncio.CancelledError) and _is_cancelled()):
             progress.code = _ended_by(progress.call)
             return
@@ -220,7 +234,18 @@ class _Wrap:
             self._log_fault(error, service_error)
         status = to_status(service_error)
         trailers = _trailers(status, service_error.retry_delay_seconds, request_id)
-        await context.abort(service_error.code, status.message, trailers)
+        if cut is None:
+            await context.abort(service_error.code, status.message, trailers)
+        else:
+            await self._abort_within(_LAST_WORD_SECONDS, context, service_error, trailers)
+
+    async def _abort_within(
+        self, seconds: float, context: Context, error: ServiceError, trailers: tuple[tuple[str, str | bytes], ...]
+    ) -> None:
+        """Tells a caller who took nothing why it was cut; one who does not even take that is let go without."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await context.abort(error.code, to_status(error).message, trailers)
 
     def _log_fault(self, error: BaseException, service_error: ServiceError) -> None:
         if service_error.code is grpc.StatusCode.INTERNAL:
@@ -241,6 +266,15 @@ class _Wrap:
         log.info("rpc.answered", **fields)
         if seconds > self._slow_call_seconds and not self._inner.response_streaming:
             log.warning("rpc.slow", **fields)
+
+
+def _passing(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:
+    """A serializer that lets through what is serialized already: a message that many streams get is made once."""
+
+    def passing(message: Any) -> bytes:
+        return message if type(message) is bytes or serialize is None else serialize(message)
+
+    return passing
 
 
 def _is_cancelled() -> bool:

@@ -2,13 +2,14 @@
 
 A job is stored in the same transaction as its cause, so neither exists without the other. It runs at least once, in a
 worker inside the service's process; handlers are idempotent. Arguments hold ids only, never content. A job that fails is
-tried again with growing delay until it succeeds; one whose worker died is put back.
+tried again with growing delay until it succeeds, or is given up where that was said of it; one whose worker died is put
+back.
 """
 
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
 
@@ -40,9 +41,15 @@ from stalled where job.id = stalled.id returning job.id, job.task_name
 
 
 class _Backoff(procrastinate.BaseRetryStrategy):
-    """Tries for ever: 1 s, 2 s, 4 s … 5 min, each spread by a fifth so that a queue does not come back all at once."""
+    """Tries for ever, or `tries` times: after 1 s, 2 s, 4 s … 5 min, each spread by a fifth so that not all come at once."""
 
-    def get_retry_decision(self, *, exception: BaseException, job: Job) -> procrastinate.RetryDecision:
+    def __init__(self, tries: int | None) -> None:
+        self._tries = tries
+
+    def get_retry_decision(self, *, exception: BaseException, job: Job) -> procrastinate.RetryDecision | None:
+        if self._tries is not None and job.attempts + 1 >= self._tries:
+            log.warning("job.given_up", job=job.task_name, job_id=job.id, error=type(exception).__name__)
+            return None
         seconds = min(2.0 ** min(job.attempts, 20), _LONGEST_DELAY_SECONDS)
         log.warning("job.failed", job=job.task_name, job_id=job.id, attempt=job.attempts + 1, error=type(exception).__name__)
         delay = timedelta(seconds=seconds * random.uniform(0.8, 1.2))  # noqa: S311
@@ -88,13 +95,18 @@ class Jobs:
         )
         self._app = procrastinate.App(connector=self._connector)
         self._names: list[str] = []
+        self._slow_names: list[str] = []
         self._stalled_seconds = stalled_seconds
 
-    def register(self, name: str, handler: Handler) -> None:
-        """Names the handler of a job; it gets the ids that were deferred, as keyword arguments."""
+    def register(self, name: str, handler: Handler, *, tries: int | None = None, is_slow: bool = False) -> None:
+        """Names the handler of a job; it gets the ids that were deferred, as keyword arguments.
+
+        After `tries` failures it is given up for good. What is slow has a worker of its own (and a connection of its own,
+        which listens), so that nothing else waits behind it.
+        """
         # A queue for each job: a process of an older release leaves the jobs that it does not know to the newer.
-        self._app.task(name=name, queue=name, retry=_Backoff())(handler)
-        self._names.append(name)
+        self._app.task(name=name, queue=name, retry=_Backoff(tries))(handler)
+        (self._slow_names if is_slow else self._names).append(name)
 
     async def defer(self, connection: AsyncConnection, name: str, /, **ids: Id) -> None:
         """Stores a job in the transaction of `connection`: it exists if and only if that commits.
@@ -107,17 +119,19 @@ class Jobs:
     @contextlib.asynccontextmanager
     async def working(self, *, concurrency: int, stop_seconds: float = 5.0) -> AsyncIterator[None]:
         """Works jobs inside the block. At its end jobs under way get `stop_seconds`; what is left runs later, elsewhere."""
-        async with self._app.open_async(), beside(self._work(concurrency, stop_seconds), self._put_back_stalled()):
+        lanes = [names for names in (self._names, self._slow_names) if names]
+        workers = [self._work(names, concurrency, stop_seconds) for names in lanes]
+        async with self._app.open_async(), beside(*workers, self._put_back_stalled()):
             yield
 
-    async def _work(self, concurrency: int, stop_seconds: float) -> None:
+    async def _work(self, names: Sequence[str], concurrency: int, stop_seconds: float) -> None:
         """Keeps a worker running: a new one, under a new id, whenever one ended or lost a statement.
 
         What the old one left unfinished then belongs to no worker, and is put back.
         """
         while True:
             self._connector.lost.clear()
-            worker = asyncio.create_task(self._app.run_worker_async(**self._options(concurrency, stop_seconds)))
+            worker = asyncio.create_task(self._app.run_worker_async(**self._options(names, concurrency, stop_seconds)))
             lost = asyncio.create_task(self._connector.lost.wait())
             try:
                 await asyncio.wait({worker, lost}, return_when=asyncio.FIRST_COMPLETED)
@@ -132,12 +146,13 @@ class Jobs:
                 log.error("jobs.worker_failed", exc_info=error)
             await asyncio.sleep(1)
 
-    def _options(self, concurrency: int, stop_seconds: float) -> WorkerOptions:
+    def _options(self, names: Sequence[str], concurrency: int, stop_seconds: float) -> WorkerOptions:
         return {
             "concurrency": concurrency,
-            "queues": self._names,
+            "queues": names,
             "install_signal_handlers": False,
-            "delete_jobs": DeleteJobCondition.SUCCESSFUL,
+            # Also those that were given up.
+            "delete_jobs": DeleteJobCondition.ALWAYS,
             "shutdown_graceful_timeout": stop_seconds,
             # New jobs are notified; those whose delay is over are found by looking.
             "fetch_job_polling_interval": min(5.0, self._stalled_seconds / 3),

@@ -3,10 +3,13 @@
 Never log message text, phone numbers, passwords or tokens: log ids.
 """
 
+import json
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any, Literal
 
+import orjson
 import psycopg
 import structlog
 
@@ -27,7 +30,7 @@ def configure(service: str, *, level: str, log_format: LogFormat) -> None:
     if text:
         last = [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     else:
-        last = [structlog.processors.ExceptionRenderer(_traceback), structlog.processors.JSONRenderer()]
+        last = [structlog.processors.ExceptionRenderer(_traceback), structlog.processors.JSONRenderer(serializer=_json)]
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
@@ -45,7 +48,8 @@ def configure(service: str, *, level: str, log_format: LogFormat) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     # Lost connections are reported once, by services/runtime/jobs.py, and not as one traceback for each statement.
     # grpc's core logs a header that it cannot decode, value and all; what handlers raise never gets to it.
-    for name in ("procrastinate", "psycopg.pool", "grpc._cython.cygrpc"):
+    # mcp (and its `client`) quotes what servers of users sent, and uvicorn requests that it cannot parse.
+    for name in ("procrastinate", "psycopg.pool", "grpc._cython.cygrpc", "mcp", "client", "uvicorn"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
@@ -72,6 +76,14 @@ def _discreet(stacks: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for inner in stack["exceptions"]:
             _discreet(inner)
     return stacks
+
+
+def _json(fields: structlog.typing.EventDict, *, default: Callable[[Any], Any]) -> str:
+    """A tenth of what the standard library takes, and by that for what is no Unicode or too large a number."""
+    try:
+        return orjson.dumps(fields, default=default, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:
+        return json.dumps(fields, default=default)
 
 
 def _add_call(service: str) -> structlog.typing.Processor:

@@ -7,10 +7,11 @@ the SDK would sleep for any Retry-After, past every deadline.
 
 import contextlib
 import random
+import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
-from typing import Literal
+from typing import Any, Literal
 
 import httpx2
 import openai
@@ -21,12 +22,21 @@ from parley.type.v1 import error_reason_pb2 as reasons
 from services.runtime.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, ServiceError, Unavailable
 
 ReasoningEffort = Literal["minimal", "low", "medium", "high"]
+ProviderApi = Literal["responses", "chat_completions"]
+BackgroundUse = Literal["auto", "on", "off"]
 
 WRITE_TIMEOUT_SECONDS = 10
 POOL_TIMEOUT_SECONDS = 10
+MAX_UNARY_CONNECTIONS = 100
+MAX_STATED_WAIT_SECONDS = 86_400.0
 MAX_BACKOFF_SECONDS = 30.0
+MIN_STATED_WAIT_SECONDS = 0.2
 _RETRIED = (reasons.ERROR_REASON_MODEL_RATE_LIMITED, reasons.ERROR_REASON_MODEL_UNAVAILABLE)
 _QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached", "account_deactivated")
+_REQUEST_CODES = (
+    *("invalid_", "unsupported_", "context_length_", "model_not_found"),
+    *("bio_policy", "misalignment_policy", "data_residency_"),
+)
 _ACCESS_CODES = (*_QUOTA_CODES, "invalid_api_key")
 
 
@@ -38,7 +48,14 @@ class OpenAISettings(BaseSettings):
     openai_api_key: SecretStr
     """Key of the provider."""
     openai_base_url: str = Field(default="https://api.openai.com/v1", pattern=r"^https?://\S+$")
-    """Any server that speaks the Responses API."""
+    """Any server that speaks the API that `openai_api` names."""
+    openai_api: ProviderApi = "responses"
+    """The API of the server: `chat_completions` for one without the Responses API; then nothing runs at the provider (no
+    web search, code interpreter or MCP servers of its own) and no run there outlives our process."""
+    openai_background: BackgroundUse = "auto"
+    """Which replies run at the provider by themselves, so that another process of ours can go on with them: `auto` the
+    long ones (web search, code interpreter, the provider's MCP calls, high effort), `on` all, `off` none. Their first token
+    comes later, and the provider keeps them until we delete them, at the end of the turn."""
     openai_model: str = Field(default="gpt-5-mini", min_length=1, max_length=200)
     """The model of a request that names none."""
     openai_max_output_tokens: int | None = Field(default=None, ge=16, le=128_000)
@@ -52,24 +69,26 @@ class OpenAISettings(BaseSettings):
     openai_connect_timeout_seconds: float = Field(default=5, gt=0, le=60)
     """How long connecting may take."""
     openai_max_retries: int = Field(default=2, ge=0, le=10)
-    """How often a call that failed before its first text is tried again."""
+    """How often a call that failed before its first text is tried again. A limit (429) for which the provider states a wait
+    is waited for as often as the reply's deadline allows."""
     openai_retry_delay_seconds: float = Field(default=0.5, ge=0, le=30)
     """Wait before the first retry where the provider names none; doubled each time, with jitter."""
     openai_max_connections: int = Field(default=2000, ge=1, le=20_000)
     """Connections of the pool. A streamed reply holds one."""
 
 
-def open_client(settings: OpenAISettings) -> openai.AsyncOpenAI:
-    """A client with a bounded pool that never retries by itself; `await client.close()` ends it.
+def open_client(settings: OpenAISettings, *, tls: ssl.SSLContext | None = None) -> openai.AsyncOpenAI:
+    """A client for unary jobs: its pool is bounded and it never retries by itself; `await client.close()` ends it.
 
-    It has no read timeout: silence is watched by whoever reads, by one timer a reply instead of one a read.
+    Streamed replies of the chat have a faster way of their own. `tls` saves making another context (a tenth of a second).
     """
     limits = httpx2.Limits(
-        max_connections=settings.openai_max_connections, max_keepalive_connections=settings.openai_max_connections
+        max_connections=min(settings.openai_max_connections, MAX_UNARY_CONNECTIONS),
+        max_keepalive_connections=MAX_UNARY_CONNECTIONS,
     )
     timeout = httpx2.Timeout(
         connect=settings.openai_connect_timeout_seconds,
-        read=None,
+        read=settings.openai_timeout_seconds,
         write=WRITE_TIMEOUT_SECONDS,
         pool=POOL_TIMEOUT_SECONDS,
     )
@@ -78,7 +97,7 @@ def open_client(settings: OpenAISettings) -> openai.AsyncOpenAI:
         base_url=settings.openai_base_url,
         max_retries=0,
         timeout=timeout,
-        http_client=openai.DefaultAsyncHttpxClient(limits=limits, timeout=timeout),
+        http_client=openai.DefaultAsyncHttpxClient(limits=limits, timeout=timeout, verify=tls or True),
     )
 
 
@@ -88,33 +107,64 @@ def translated(model: str) -> Iterator[None]:
     try:
         yield
     except openai.APIStatusError as error:
-        raise from_status_error(error, model) from error
+        refusal = Refusal(error.status_code, {"error": error.body}, error.response.headers)
+        raise from_refusal(refusal, model) from refusal
     except (openai.APITimeoutError, httpx2.TimeoutException, TimeoutError) as error:
         raise timed_out(model) from error
     except (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError) as error:
         raise unavailable(model) from error
 
 
-def from_status_error(error: openai.APIStatusError, model: str) -> ServiceError:
-    """What a refused HTTP request means."""
-    status, code = error.status_code, error.code or error.type or ""
+class Refusal(Exception):
+    """The provider's own error, the cause of a ServiceError. Its text is for our decisions, never for a caller or a log.
+
+    `status` is None inside a stream, where an error has a code only.
+    """
+
+    def __init__(self, status: int | None, body: object, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(status)
+        told: Any = body.get("error") if isinstance(body, dict) and body.get("error") is not None else body
+        told = told if isinstance(told, dict) else {"message": told}
+        self.status = status
+        self.code = _text(told.get("code")) or _text(told.get("type"))
+        self.parameter = _text(told.get("param")) or None
+        self.retry_after_seconds = stated_wait_seconds(headers or {})
+        self._words = f"{self.code} {self.parameter} {_text(told.get('message'))}".lower()
+
+    def mentions(self, *words: str) -> bool:
+        """Whether the provider used one of these words (lowercase)."""
+        return any(word in self._words for word in words)
+
+
+def from_refusal(refusal: Refusal, model: str) -> ServiceError:
+    """What the provider's error means. Raise it from the refusal: how long to wait is read there."""
+    status, code = refusal.status, refusal.code
+    if status is None:
+        return _from_code(refusal, model)
     if status == httpx2.codes.TOO_MANY_REQUESTS and code not in _QUOTA_CODES:
-        return rate_limited(model, retry_after_seconds(error))
+        return rate_limited(model, refusal.retry_after_seconds)
     if code in _ACCESS_CODES or status in (401, 402, 403, 429):
         return access_refused(model)
     if status >= httpx2.codes.INTERNAL_SERVER_ERROR or status in (408, 409):
-        return unavailable(model, retry_after_seconds(error))
-    return refused(model, "model" if status == httpx2.codes.NOT_FOUND else error.param)
+        return unavailable(model, refusal.retry_after_seconds)
+    return refused(model, "model" if status == httpx2.codes.NOT_FOUND else refusal.parameter)
 
 
 def from_error_code(code: str | None, param: str | None, model: str) -> ServiceError:
     """What an error inside a stream, or of a failed response, means: it has a code and no HTTP status."""
+    return from_refusal(Refusal(None, {"code": code, "param": param}), model)
+
+
+def _from_code(refusal: Refusal, model: str) -> ServiceError:
+    code = refusal.code
     if code in _ACCESS_CODES:
         return access_refused(model)
     if code == "rate_limit_exceeded":
         return rate_limited(model, None)
-    if param or (code or "").startswith(("invalid_", "unsupported_", "context_length_", "model_not_found")):
-        return refused(model, param)
+    if "image" in code:
+        return refused(model, refusal.parameter or "images")
+    if refusal.parameter or code.startswith(_REQUEST_CODES):
+        return refused(model, refusal.parameter)
     return unavailable(model)
 
 
@@ -168,29 +218,52 @@ def timed_out(model: str) -> DeadlineExceeded:
 
 
 def retry_wait_seconds(error: ServiceError, *, retries: int, settings: OpenAISettings) -> float | None:
-    """How long to wait before trying again what failed after so many retries; None when it must not be tried again."""
+    """How long to wait before trying again what failed after so many retries; None when it must not be tried again.
+
+    A stated wait for a limit is always an answer (see `is_stated_limit`): the caller's deadline bounds those.
+    """
+    stated = error.__cause__.retry_after_seconds if isinstance(error.__cause__, Refusal) else None
+    if stated is not None and is_stated_limit(error):
+        # Never at once, and not all together.
+        return max(stated, MIN_STATED_WAIT_SECONDS) + random.uniform(0, 0.1)  # noqa: S311 - jitter, no secret
     if error.reason not in _RETRIED or retries >= settings.openai_max_retries:
         return None
-    stated = retry_after_seconds(error.__cause__)
     if stated is not None:
         return stated
-    backoff = min(settings.openai_retry_delay_seconds * 2.0**retries, MAX_BACKOFF_SECONDS)
+    return backoff_seconds(retries, settings)
+
+
+def is_stated_limit(error: ServiceError) -> bool:
+    """Whether the provider limits us and says for how long: that is to be waited for, and is no failed try."""
+    cause = error.__cause__
+    limited = error.reason == reasons.ERROR_REASON_MODEL_RATE_LIMITED
+    return limited and isinstance(cause, Refusal) and cause.retry_after_seconds is not None
+
+
+def backoff_seconds(tries: int, settings: OpenAISettings) -> float:
+    """The wait after so many tries, with jitter."""
+    backoff = min(settings.openai_retry_delay_seconds * 2.0**tries, MAX_BACKOFF_SECONDS)
     return backoff * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
 
 
-def retry_after_seconds(error: BaseException | None) -> float | None:
+def stated_wait_seconds(headers: Mapping[str, str]) -> float | None:
     """The wait that the provider asked for, by `retry-after-ms`, or `retry-after` in seconds or as a date."""
-    if not isinstance(error, openai.APIStatusError):
-        return None
-    headers = error.response.headers
     with contextlib.suppress(ValueError):
-        return max(0.0, float(headers.get("retry-after-ms", "")) / 1000)
+        return _wait(float(headers.get("retry-after-ms", "")) / 1000)
     stated = headers.get("retry-after", "")
     with contextlib.suppress(ValueError):
-        return max(0.0, float(stated))
+        return _wait(float(stated))
     with contextlib.suppress(ValueError):
-        return max(0.0, parsedate_to_datetime(stated).timestamp() - time.time())
+        return _wait(parsedate_to_datetime(stated).timestamp() - time.time())
     return None
+
+
+def _wait(seconds: float) -> float:
+    return min(max(0.0, seconds), MAX_STATED_WAIT_SECONDS)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _delay() -> float:

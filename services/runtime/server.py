@@ -35,6 +35,8 @@ _OPTIONS = (
     # By default part of 2,000 streams opened at once is cancelled (bench baseline: 72-89 of 2,000).
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 30_000),
+    # Nor is a call refused that waits to be taken: those of a burst are taken one by one, by default for 30 s.
+    ("grpc.server_max_unrequested_time_in_server", 600),
     ("grpc.max_concurrent_streams", 10_000),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),

@@ -7,7 +7,7 @@ import re
 import sys
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -97,3 +97,25 @@ def explain(error: ValidationError) -> str:
     """Every bad variable and what is wrong with it, in one line, without any value: a value may be a secret."""
     found = [(".".join(map(str, item["loc"])).upper(), item["msg"]) for item in error.errors(include_input=False)]
     return "; ".join(f"{variable}: {problem}" for variable, problem in found)
+
+
+class RedisSettings(BaseSettings):
+    """How a service reaches Redis."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    redis_url: SecretStr
+    """The Redis of the suite. It may be away; it must be named."""
+    redis_timeout_seconds: float = Field(default=0.1, gt=0, le=5)
+    """How long one operation on Redis may take, connecting included. Longer costs more than doing without."""
+    redis_retry_seconds: float = Field(default=1, gt=0, le=60)
+    """After a failure Redis is left alone for this long."""
+    redis_connections: int = Field(default=20, ge=1, le=1000)
+    """Connections to Redis that a process may hold."""
+
+    @field_validator("redis_url")
+    @classmethod
+    def _names_a_redis(cls, url: SecretStr) -> SecretStr:
+        if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must begin with redis://, rediss:// or unix://")
+        return url

@@ -73,7 +73,9 @@ async def test_a_token_on_behalf_is_no_good_at_auth(auth: RunningAuth, person: P
     assert refused.reason == reasons.ERROR_REASON_TOKEN_INVALID
 
 
-@pytest.mark.parametrize(("workload", "audience"), [("chat", "auth"), ("memory", "memory"), ("memory", "chat")])
+@pytest.mark.parametrize(
+    ("workload", "audience"), [("chat", "chat"), ("memory", "auth"), ("memory", "memory"), ("memory", "chat")]
+)
 async def test_nobody_else_acts_for_users(auth: RunningAuth, person: Person, workload: str, audience: str) -> None:
     refused = await refusal(exchange(auth, person.id, audience, workload))
     assert isinstance(refused, PermissionDenied)

@@ -9,7 +9,7 @@ import pytest
 from services.chat.settings import ChatSettings
 from simulator.server import Running, running
 from suite.databases import ServiceDatabase
-from tests.chat.peers import MemoryStandIn, running_auth, running_memory
+from tests.chat.peers import MemoryStandIn, PreferencesStandIn, running_auth, running_memory
 from tests.chat.service import ChatProcess, User, running_chat
 from tests.conftest import truncate
 from tests.issuer import Issuer
@@ -18,9 +18,21 @@ Start = Callable[..., AbstractAsyncContextManager[ChatProcess]]
 
 
 @pytest.fixture(scope="session")
-async def auth_target(issuer: Issuer) -> AsyncIterator[str]:
-    async with running_auth(issuer) as target:
+async def session_preferences() -> PreferencesStandIn:
+    return PreferencesStandIn()
+
+
+@pytest.fixture(scope="session")
+async def auth_target(session_preferences: PreferencesStandIn, issuer: Issuer) -> AsyncIterator[str]:
+    async with running_auth(issuer, session_preferences) as target:
         yield target
+
+
+@pytest.fixture
+def preferences(session_preferences: PreferencesStandIn) -> PreferencesStandIn:
+    """What users prefer, as auth says; nobody prefers anything yet."""
+    session_preferences.clear()
+    return session_preferences
 
 
 @pytest.fixture(scope="session")
@@ -41,9 +53,10 @@ class Peers:
 
 
 @pytest.fixture
-def peers(memory: MemoryStandIn, auth_target: str, memory_target: str) -> Peers:
-    """The services that chat calls; memory remembers nothing yet."""
+def peers(memory: MemoryStandIn, preferences: PreferencesStandIn, auth_target: str, memory_target: str) -> Peers:
+    """The services that chat calls; memory remembers nothing yet, and nobody prefers anything."""
     assert memory.turns == {}
+    assert preferences.known == {}
     return Peers(auth_target, memory_target)
 
 
@@ -75,7 +88,7 @@ async def database(chat_database: ServiceDatabase) -> ServiceDatabase:
 
 
 @pytest.fixture
-def start_chat(database: ServiceDatabase, simulator: Running, peers: Peers, issuer: Issuer) -> Start:
+def start_chat(database: ServiceDatabase, redis_url: str, simulator: Running, peers: Peers, issuer: Issuer) -> Start:
     """Starts chat with the settings that it is called with; several at once are several processes' worth."""
 
     def start(**changed: object) -> AbstractAsyncContextManager[ChatProcess]:
@@ -83,12 +96,17 @@ def start_chat(database: ServiceDatabase, simulator: Running, peers: Peers, issu
             "listen_address": "127.0.0.1:0",
             "metrics_address": "127.0.0.1:0",
             "database_url": database.url,
+            "redis_url": redis_url,
             "auth_target": peers.auth_target,
             "memory_target": peers.memory_target,
             "workload_credential_file": "unused",
             "openai_api_key": "any",
+            "mcp_listen_address": "127.0.0.1:0",
+            "sealing_key": "A" * 43 + "=",
             "openai_base_url": simulator.base_url,
             "openai_max_retries": 0,
+            # Titles would take the answers that a test has scripted.
+            "titles_enabled": False,
         }
         return running_chat(ChatSettings.model_validate({**defaults, **changed}), issuer)
 

@@ -4,7 +4,7 @@
 import asyncio
 import base64
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +12,12 @@ from typing import Any
 import grpc
 from google.protobuf import duration_pb2
 
-from parley.auth.v1 import auth_pb2, auth_pb2_grpc
+from parley.auth.v1 import auth_pb2, auth_pb2_grpc, user_pb2, user_pb2_grpc
 from parley.memory.v1 import memory_pb2, memory_pb2_grpc
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.runtime.calls import current_caller
-from services.runtime.errors import Unavailable
+from services.runtime.errors import FieldViolation, Unavailable, invalid_request
+from services.runtime.identity import TokenVerifier
 from services.runtime.server import GrpcServer, Mount
 from tests.issuer import Issuer
 
@@ -53,6 +54,44 @@ class TokensStandIn(auth_pb2_grpc.TokenServiceServicer):
             await asyncio.sleep(0.5)
 
 
+@dataclass
+class PreferencesStandIn(user_pb2_grpc.UserServiceServicer):
+    """What users prefer, by their ids; can be slow or away. Who asks must be the user, by chat."""
+
+    known: dict[str, user_pb2.Preferences] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    verifier: TokenVerifier | None = None
+    is_away: bool = False
+    delay_seconds: float = 0.0
+
+    def clear(self) -> None:
+        self.known.clear()
+        self.asked.clear()
+        self.is_away, self.delay_seconds = False, 0.0
+
+    async def GetPreferences(self, request: user_pb2.GetPreferencesRequest, context: Context) -> user_pb2.Preferences:
+        assert self.verifier is not None
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        caller = await self.verifier.verify(metadata)
+        assert (request.user_id, caller.service) == ("me", "chat")
+        self.asked.append(str(caller.user_id))
+        await asyncio.sleep(self.delay_seconds)
+        if self.is_away:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+        return self.known.get(str(caller.user_id), user_pb2.Preferences())
+
+    async def CreatePreferences(self, request: user_pb2.CreatePreferencesRequest, context: Context) -> user_pb2.Preferences:
+        raise AssertionError("chat only reads preferences")
+
+    async def UpdatePreferences(self, request: user_pb2.UpdatePreferencesRequest, context: Context) -> user_pb2.Preferences:
+        raise AssertionError("chat only reads preferences")
+
+    async def DeletePreferences(
+        self, request: user_pb2.DeletePreferencesRequest, context: Context
+    ) -> user_pb2.DeletePreferencesResponse:
+        raise AssertionError("chat only reads preferences")
+
+
 def _keys_handler(issuer: Issuer) -> grpc.GenericRpcHandler:
     """The one method of AuthService that services call."""
 
@@ -68,9 +107,12 @@ def _keys_handler(issuer: Issuer) -> grpc.GenericRpcHandler:
 
 
 @asynccontextmanager
-async def running_auth(issuer: Issuer) -> AsyncIterator[str]:
-    """Auth's stand-in; yields its target. Callers are not checked: what it gives is good for tests only."""
+async def running_auth(issuer: Issuer, preferences: PreferencesStandIn | None = None) -> AsyncIterator[str]:
+    """Auth's stand-in; yields its target. Who wants tokens is not checked: what it gives is good for tests only."""
     server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+    users = preferences or PreferencesStandIn()
+    users.verifier = issuer.verifier("auth")
+    user_pb2_grpc.add_UserServiceServicer_to_server(users, server)
     auth_pb2_grpc.add_TokenServiceServicer_to_server(TokensStandIn(issuer), server)
     server.add_generic_rpc_handlers((_keys_handler(issuer),))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -81,19 +123,29 @@ async def running_auth(issuer: Issuer) -> AsyncIterator[str]:
 
 @dataclass
 class MemoryStandIn(memory_pb2_grpc.MemoryServiceServicer):
-    """A memory that remembers what it is told, and can be slow, away, or behind."""
+    """A memory that remembers by the real one's rule (services/memory/turns.py), and can be slow, away, or behind.
+
+    Of a message the greatest revision stays; of two in one place the later written; what was forgotten, with its revision in
+    `gone`, comes back only with a greater one.
+    """
 
     turns: dict[str, dict[int, memory_pb2.ContextMessage]] = field(default_factory=dict)
     users: dict[str, str] = field(default_factory=dict)
     forgotten: set[str] = field(default_factory=set)
+    gone: dict[str, int] = field(default_factory=dict)
+    ends_forgotten: list[tuple[str, int]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     is_away: bool = False
     delay_seconds: float = 0.0
     refuses_turns: bool = False
+    record_calls: int = 0
+    invalid: set[str] = field(default_factory=set)
 
     def clear(self) -> None:
-        for known in (self.turns, self.users, self.forgotten, self.asked):
+        for known in (self.turns, self.users, self.forgotten, self.gone, self.ends_forgotten, self.asked):
             known.clear()
+        self.invalid.clear()
+        self.record_calls = 0
         self.is_away = self.refuses_turns = False
         self.delay_seconds = 0.0
 
@@ -121,21 +173,55 @@ class MemoryStandIn(memory_pb2_grpc.MemoryServiceServicer):
             raise Unavailable("Not now.", reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE, metadata={"dependency": "test"})
         caller = current_caller()
         assert caller.service == "chat"
-        self.users[request.conversation_id] = str(caller.user_id)
-        known = self.turns.setdefault(request.conversation_id, {})
-        for message in request.messages:
+        self._remember(str(caller.user_id), request.conversation_id, request.messages)
+        return memory_pb2.RecordTurnResponse(last_sequence=max(self.turns[request.conversation_id]))
+
+    async def RecordTurns(self, request: memory_pb2.RecordTurnsRequest, context: Context) -> memory_pb2.RecordTurnsResponse:
+        self.record_calls += 1
+        await self._answer()
+        if wrong := self.invalid & {told.conversation_id for told in request.conversations}:
+            raise invalid_request([FieldViolation("conversations", f"{len(wrong)} of them break a rule")])
+        if self.refuses_turns:
+            raise Unavailable("Not now.", reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE, metadata={"dependency": "test"})
+        caller = current_caller()
+        assert (caller.service, caller.user_id) == ("chat", None)
+        for told in request.conversations:
+            self._remember(told.user_id, told.conversation_id, told.messages)
+        return memory_pb2.RecordTurnsResponse()
+
+    def _remember(self, user_id: str, conversation_id: str, messages: Iterable[memory_pb2.ContextMessage]) -> None:
+        self.users[conversation_id] = user_id
+        known = self.turns.setdefault(conversation_id, {})
+        for message in messages:
+            if message.revision <= self.gone.get(message.message_id, -1):
+                continue
             old = known.get(message.sequence)
-            if old is None or old.revision <= message.revision:
+            if old is None or (old.message_id == message.message_id and old.revision <= message.revision):
                 known[message.sequence] = message
-        return memory_pb2.RecordTurnResponse(last_sequence=max(known))
+            elif old.message_id != message.message_id:
+                displaced, kept = sorted((old, message), key=_age)
+                self.gone[displaced.message_id] = displaced.revision
+                known[message.sequence] = kept
 
     async def InvalidateContext(
         self, request: memory_pb2.InvalidateContextRequest, context: Context
     ) -> memory_pb2.InvalidateContextResponse:
         await self._answer()
-        self.forgotten.add(request.conversation_id)
-        gone = self.turns.pop(request.conversation_id, {})
-        return memory_pb2.InvalidateContextResponse(forgotten_messages=len(gone))
+        if not request.from_sequence:
+            self.forgotten.add(request.conversation_id)
+            gone = self.turns.pop(request.conversation_id, {})
+            return memory_pb2.InvalidateContextResponse(forgotten_messages=len(gone))
+        self.ends_forgotten.append((request.conversation_id, request.from_sequence))
+        known = self.turns.get(request.conversation_id, {})
+        end = [sequence for sequence in known if sequence >= request.from_sequence]
+        for sequence in end:
+            message = known.pop(sequence)
+            self.gone[message.message_id] = max(message.revision, self.gone.get(message.message_id, -1))
+        return memory_pb2.InvalidateContextResponse(forgotten_messages=len(end))
+
+
+def _age(message: memory_pb2.ContextMessage) -> tuple[int, str]:
+    return message.create_time.ToNanoseconds(), message.message_id
 
 
 @asynccontextmanager

@@ -12,10 +12,11 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 from sqlalchemy import event
 
-from parley.chat.v1 import chat_pb2, chat_pb2_grpc, conversation_pb2, conversation_pb2_grpc
+from parley.chat.v1 import chat_pb2, chat_pb2_grpc, conversation_pb2, conversation_pb2_grpc, task_pb2_grpc
 from services.chat.__main__ import chat_server, open_chat
 from services.chat.generations import Generations
 from services.chat.settings import ChatSettings
+from services.chat.tasks.feed import TaskFeed
 from services.runtime.channels import open_channel
 from services.runtime.database import open_database
 from services.runtime.peers import ServiceTokens
@@ -36,6 +37,7 @@ class User:
         self.metadata = metadata
         self.chat = chat_pb2_grpc.ChatServiceStub(channel)
         self.conversations = conversation_pb2_grpc.ConversationServiceStub(channel)
+        self.tasks = task_pb2_grpc.TaskServiceStub(channel)
 
     def at(self, other: "ChatProcess") -> "User":
         return User(other.channel, self.metadata, self.id)
@@ -52,6 +54,28 @@ class User:
 
     async def messages(self, conversation_id: str) -> list[conversation_pb2.Message]:
         asked = conversation_pb2.ListMessagesRequest(conversation_id=conversation_id, page_size=200)
+        return list((await self.conversations.ListMessages(asked, metadata=self.metadata, timeout=10)).messages)
+
+    async def edit(self, message: conversation_pb2.Message, text: str, **fields: Any) -> list[chat_pb2.CompletionEvent]:
+        return checked([one async for one in self.open_edit(message, text, **fields)])
+
+    def open_edit(self, message: conversation_pb2.Message, text: str, **fields: Any) -> Any:
+        asked = chat_pb2.EditMessageRequest(
+            conversation_id=message.conversation_id, message_id=message.id, message=text, **fields
+        )
+        return self.chat.EditMessage(asked, metadata=self.metadata, timeout=30)
+
+    async def regenerate(self, reply: conversation_pb2.Message, **fields: Any) -> list[chat_pb2.CompletionEvent]:
+        return checked([one async for one in self.open_regenerate(reply, **fields)])
+
+    def open_regenerate(self, reply: conversation_pb2.Message, **fields: Any) -> Any:
+        asked = chat_pb2.RegenerateReplyRequest(conversation_id=reply.conversation_id, message_id=reply.id, **fields)
+        return self.chat.RegenerateReply(asked, metadata=self.metadata, timeout=30)
+
+    async def versions(self, conversation_id: str) -> list[conversation_pb2.Message]:
+        asked = conversation_pb2.ListMessagesRequest(
+            conversation_id=conversation_id, page_size=200, include_superseded=True
+        )
         return list((await self.conversations.ListMessages(asked, metadata=self.metadata, timeout=10)).messages)
 
     async def delete(self, conversation_id: str) -> conversation_pb2.DeleteConversationResponse:
@@ -108,9 +132,10 @@ def unpacked(error: grpc.aio.AioRpcError) -> Refusal:
 class ChatProcess:
     """One running chat."""
 
-    def __init__(self, issuer: Issuer, server: GrpcServer, port: int, generations: Generations) -> None:
+    def __init__(self, issuer: Issuer, server: GrpcServer, port: int, generations: Generations, task_feed: TaskFeed) -> None:
         self.server = server
         self.generations = generations
+        self.task_feed = task_feed
         self.statements: list[str] = []
         self.target = f"ipv4:127.0.0.1:{port}"
         self.channel = grpc.aio.insecure_channel(self.target)
@@ -119,6 +144,11 @@ class ChatProcess:
     def user(self, user_id: str | None = None) -> User:
         found = user_id or str(uuid.uuid4())
         return User(self.channel, self._issuer.as_user(found), found)
+
+    def admin(self) -> User:
+        found = str(uuid.uuid4())
+        token = self._issuer.user_token(found, roles=("user", "admin"))
+        return User(self.channel, (("authorization", f"Bearer {token}"),), found)
 
 
 @asynccontextmanager
@@ -131,7 +161,7 @@ async def running_chat(settings: ChatSettings, issuer: Issuer) -> AsyncIterator[
         tokens = ServiceTokens(auth, workload="chat", credential=WORKLOADS["chat"])
         chat = await open_chat(settings, parts, database=database, tokens=tokens)
         server = chat_server(settings, chat, issuer.verifier("chat"))
-        process = ChatProcess(issuer, server, await server.start(), chat.generations)
+        process = ChatProcess(issuer, server, await server.start(), chat.generations, chat.task_feed)
         event.listen(
             database.engine.sync_engine,
             "before_cursor_execute",
@@ -142,6 +172,12 @@ async def running_chat(settings: ChatSettings, issuer: Issuer) -> AsyncIterator[
         finally:
             await process.channel.close()
             await server.stop(wait_seconds=0, drain_seconds=0.2)
+
+
+def asked_of_database(process: ChatProcess) -> list[str]:
+    """Statements of calls: without whose they are, and without those of the standing duties, which come at any time."""
+    duties = ("set_config", "unrecorded_turns", "generations", "procrastinate")
+    return [one for one in process.statements if not any(word in one for word in duties)]
 
 
 async def eventually(condition: Callable[[], bool], *, within_seconds: float = 10) -> None:

@@ -35,7 +35,8 @@ RETRIED = {"MODEL_RATE_LIMITED", "MODEL_UNAVAILABLE", "MODEL_TIMED_OUT"}
 async def test_a_failure_ends_stream_and_call_and_keeps_what_was_written(
     start_chat: Start, model: str, code: grpc.StatusCode, reason: str, tokens: int
 ) -> None:
-    async with start_chat(openai_timeout_seconds=0.4) as chat:
+    # A limit with a stated wait is waited for, where the deadline allows it.
+    async with start_chat(openai_timeout_seconds=0.4, generation_deadline_seconds=5) as chat:
         user = chat.user()
         events = await user.stream("Count", model=model)
         refused = await refusal(user.create("Count", model=model))
@@ -64,11 +65,13 @@ async def test_what_the_user_said_is_kept_with_the_marked_reply_and_the_next_tur
     assert [one["content"] for one in asked] == ["Count", reply.text, "Refuse", "Go on"]
 
 
-async def test_the_stated_delay_of_a_limit_is_passed_on(user: User) -> None:
-    refused = await refusal(user.create("Hi", model="sim-status-429-7"))
+async def test_the_stated_delay_of_a_limit_that_outlasts_the_deadline_is_passed_on(start_chat: Start) -> None:
+    async with start_chat(generation_deadline_seconds=5) as chat:
+        user = chat.user()
+        refused = await refusal(user.create("Hi", model="sim-status-429-7"))
+        events = await user.stream("Hi", model="sim-status-429-7")
     assert refused.retry_seconds == 7
     assert refused.metadata == {"model": "sim-status-429-7"}
-    events = await user.stream("Hi", model="sim-status-429-7")
     assert events[-1].failed.retry_delay.seconds == 7
 
 

@@ -7,11 +7,16 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import NullPool, create_engine
 
+from services.chat.mcp import schema as mcp
 from services.chat.schema import metadata
+from services.chat.tasks import schema as tasks
+from services.chat.usage import schema as usage
 from services.runtime.database import async_url, open_database
 from services.runtime.migrations import alembic_config, migrate
 from suite.databases import ServiceDatabase
 
+# Each module of tables adds its own to the metadata.
+assert {tasks.tasks.metadata, mcp.mcp_servers.metadata, usage.usage_days.metadata} == {metadata}
 OURS = set(metadata.tables)
 
 

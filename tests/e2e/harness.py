@@ -6,8 +6,9 @@ import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -132,21 +133,36 @@ class Client:
         )
         return answer.status_code, reason_of(answer)
 
-    @asynccontextmanager
-    async def stream(self, message: str, **body: Any) -> AsyncIterator[AsyncIterator[Event]]:
-        request = self.http.stream(
-            "POST", "/api/v1/chat/stream", json={"message": message, **body}, headers=self.headers, timeout=120
-        )
-        async with request as answer:
-            if answer.status_code != 200:
-                await answer.aread()
-            assert answer.status_code == 200, answer.text
-            assert answer.headers["content-type"].startswith("text/event-stream")
-            yield events_of(answer)
+    def stream(self, message: str, **body: Any) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+        """A turn as it is written."""
+        return self.events("POST", "/api/v1/chat/stream", json={"message": message, **body})
 
     async def streamed(self, message: str, **body: Any) -> list[Event]:
         async with self.stream(message, **body) as events:
             return [event async for event in events]
+
+    @asynccontextmanager
+    async def events(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **request: Any
+    ) -> AsyncIterator[AsyncIterator[Event]]:
+        """Any stream, frame by frame; no content is a stream without a frame."""
+        sent = self.headers if headers is None else headers
+        async with self.http.stream(method, path, headers=sent, timeout=120, **request) as answer:
+            if answer.status_code == 204:
+                assert await answer.aread() == b""
+            elif answer.status_code != 200:
+                await answer.aread()
+            assert answer.status_code in {200, 204}, answer.text
+            assert answer.status_code == 204 or answer.headers["content-type"].startswith("text/event-stream")
+            yield events_of(answer)
+
+    async def rest_of(self, generation: str, after: int = 0, *, last_event_id: str = "") -> list[Event] | None:
+        """Every event of a generation after one, to the end; None where the edge says that there is nothing any more."""
+        query = f"?after_sequence={after}" if after else ""
+        path = f"/api/v1/chat/generations/{generation}/events{query}"
+        place = {"last-event-id": last_event_id} if last_event_id else {}
+        async with self.events("GET", path, headers={**self.headers, **place}) as events:
+            return [event async for event in events] or None
 
     async def close(self) -> None:
         await self.http.aclose()
@@ -177,6 +193,25 @@ def reason_of(answer: httpx2.Response) -> str:
     assert infos[0]["domain"] == "parley"
     assert not [name for name in answer.headers if name.startswith("grpc-")]
     return str(infos[0]["reason"])
+
+
+def generation_of(events: list[Event]) -> str:
+    return str(events[0].data["started"]["generation_id"])
+
+
+def kinds_of(events: list[Event]) -> list[str]:
+    """What happened, in order, without repetitions in a row."""
+    return [kind for kind, _ in groupby(event.kind for event in events)]
+
+
+def of_kind(events: list[Event], kind: str) -> list[Json]:
+    return [event.data[kind] for event in events if event.kind == kind]
+
+
+def saved(events: list[Event]) -> Json:
+    """The reply as the terminal event of a stream that went well carries it."""
+    message: Json = events[-1].data["completed"]["message"]
+    return message
 
 
 def text_of(events: list[Event]) -> str:

@@ -25,8 +25,13 @@ async def test_the_first_words_hold_a_conversation(suite: Suite) -> None:
     assert shell.returncode == 0, said
     assert '"completed":{' in said
     assert "Your name is Ana." in said
-    assert '"message_count":4' in said
-    assert said.endswith('{"deleted_messages":4}\n')
+    assert '"tool":"add_task"' in said
+    assert '"title":"buy groceries"' in said
+    # The rest of a stream begins behind the event that was named.
+    assert "id: 3\ndata: " in said.partition("buy groceries")[2]
+    assert '"citation":{"url":"https://news.example.com/search+the+web+for+seals"' in said
+    assert '"message_count":6' in said
+    assert said.endswith(('{"deleted_messages":6}\n', '{"deleted_messages":8}\n'))
 
 
 def test_make_names_every_target_that_the_papers_name() -> None:

@@ -156,3 +156,121 @@ async def test_the_request_id_names_the_call_in_answer_and_error(client: Client)
     assert isinstance(answer, httpx2.Response)
     assert answer.headers["x-request-id"] == "my-own-id-1"
     assert reason_of(answer) == "INVALID_REQUEST"
+
+
+GENERATION = "/api/v1/chat/generations/{id}"
+MESSAGE = "/api/v1/chat/conversations/{conversation}/messages/{message}"
+TASK = "/api/v1/tasks/{task}"
+SERVER = "/api/v1/mcp-servers/{server}"
+FOREIGN = [
+    ("GET", GENERATION, "", "GENERATION_NOT_FOUND"),
+    ("GET", f"{GENERATION}/events", "", "GENERATION_NOT_FOUND"),
+    ("GET", f"{GENERATION}/events?after_sequence=1000", "", "GENERATION_NOT_FOUND"),
+    ("POST", f"{GENERATION}:cancel", "{}", "GENERATION_NOT_FOUND"),
+    ("POST", f"{MESSAGE}:edit", '{"message": "mine"}', "CONVERSATION_NOT_FOUND"),
+    ("POST", f"{MESSAGE}:regenerate", "{}", "CONVERSATION_NOT_FOUND"),
+    ("GET", TASK, "", "TASK_NOT_FOUND"),
+    ("PATCH", TASK, '{"title": "mine"}', "TASK_NOT_FOUND"),
+    ("POST", f"{TASK}:complete", "{}", "TASK_NOT_FOUND"),
+    ("DELETE", TASK, "", "TASK_NOT_FOUND"),
+    ("GET", SERVER, "", "MCP_SERVER_NOT_FOUND"),
+    ("PATCH", SERVER, '{"label": "mine"}', "MCP_SERVER_NOT_FOUND"),
+    ("DELETE", SERVER, "", "MCP_SERVER_NOT_FOUND"),
+]
+CLOSED = [
+    *((method, path, body) for method, path, body, _ in FOREIGN),
+    ("GET", "/api/v1/tasks", ""),
+    ("GET", "/api/v1/tasks:watch", ""),
+    ("POST", "/api/v1/tasks", '{"title": "x"}'),
+    ("GET", "/api/v1/mcp-servers", ""),
+    ("GET", "/api/v1/chat/usage", ""),
+    ("POST", "/api/v1/conversation", '{"text": "hi"}'),
+    ("POST", "/api/v1/chat/conversations:search", '{"query": "hi"}'),
+    ("GET", "/api/v1/users/me/preferences", ""),
+    ("GET", "/api/v1/admin/sessions", ""),
+]
+
+
+@pytest.fixture
+async def things(client: Client) -> dict[str, str]:
+    """One of everything that a person has, by the names in the paths above."""
+    reply = await client.call("POST", UNARY, message="private")
+    task = await client.call("POST", "/api/v1/tasks", title="private")
+    server = await client.call("POST", "/api/v1/mcp-servers", label="mine", url="https://example.com/mcp")
+    return {
+        "id": reply["generation_id"],
+        "conversation": reply["conversation_id"],
+        "message": reply["message"]["id"],
+        "task": task["id"],
+        "server": server["id"],
+    }
+
+
+async def test_another_users_things_answer_like_ones_that_do_not_exist(
+    client: Client, stranger: Client, things: dict[str, str]
+) -> None:
+    nothing = {name: str(uuid.uuid4()) for name in things}
+    for method, path, body, reason in FOREIGN:
+        content = body.encode() or None
+        theirs = await stranger.refusal(method, path.format(**things), content=content)
+        nobodys = await stranger.refusal(method, path.format(**nothing), content=content)
+        assert theirs == nobodys == (404, reason), (method, path)
+    assert (await client.call("GET", GENERATION.format(**things)))["status"] == "completed"
+    assert (await client.call("GET", TASK.format(**things)))["title"] == "private"
+    assert (await client.call("GET", SERVER.format(**things)))["label"] == "mine"
+
+
+async def test_no_identity_no_answer(client: Client) -> None:
+    nothing = {name: str(uuid.uuid4()) for name in ("id", "conversation", "message", "task", "server")}
+    for method, path, body in CLOSED:
+        refused = await client.refusal(method, path.format(**nothing), headers={}, content=body.encode() or None)
+        assert refused == (401, "IDENTITY_MISSING"), (method, path)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api/v1/users/{}/preferences"),
+        ("GET", "/api/v1/users/{}/tasks"),
+        ("GET", "/api/v1/chat/{}/sessions"),
+        ("POST", "/api/v1/users/{}/tasks"),
+    ],
+)
+async def test_another_users_path_of_any_kind(client: Client, stranger: Client, method: str, path: str) -> None:
+    content = b'{"title": "x"}' if method == "POST" else None
+    assert await client.refusal(method, path.format(stranger.user["id"]), content=content) == (403, "ACCESS_DENIED")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/api/v1/chat/generations/x", None),
+        ("GET", f"/api/v1/chat/generations/{uuid.UUID(int=1)}/events?after_sequence=-1", None),
+        ("GET", f"/api/v1/chat/generations/{uuid.UUID(int=1)}/events?after_sequence=many", None),
+        ("POST", "/api/v1/tasks", {}),
+        ("POST", "/api/v1/tasks", {"title": ""}),
+        ("POST", "/api/v1/tasks", {"title": "x" * 201}),
+        ("POST", "/api/v1/tasks", {"title": "x", "description": "x" * 2001}),
+        ("POST", "/api/v1/tasks", {"title": "x", "due_time": "tomorrow"}),
+        ("GET", "/api/v1/tasks?completed=perhaps", None),
+        ("POST", "/api/v1/mcp-servers", {"label": "a b", "url": "https://example.com"}),
+        ("POST", "/api/v1/mcp-servers", {"label": "a", "url": "http://169.254.169.254/mcp"}),
+        ("POST", "/api/v1/mcp-servers", {"label": "a", "url": "not a url"}),
+        ("POST", "/api/v1/chat/conversations:search", {"query": ""}),
+        ("POST", "/api/v1/conversation", {"text": ""}),
+        ("POST", "/api/v1/users/me/preferences", {"reasoning_effort": "enormous"}),
+        ("POST", "/api/v1/users/me/preferences", {"conversation_timeout_seconds": 1}),
+        ("POST", UNARY, {"message": "hi", "images": [{"data": "bm8gaW1hZ2U="}]}),
+        ("POST", UNARY, {"message": "hi", "images": [{"url": "http://example.com/a.png"}]}),
+        ("POST", UNARY, {"message": "hi", "images": [{}]}),
+        ("POST", UNARY, {"message": "hi", "response_schema": {"type": "array"}}),
+        ("POST", UNARY, {"message": "hi", "mcp_servers": [{"label": "a", "url": "https://127.0.0.1/mcp"}]}),
+        ("POST", UNARY, {"message": "hi", "mcp_servers": [{"label": "a", "url": "https://a.example", "approval": "maybe"}]}),
+    ],
+)
+async def test_a_bad_field_of_the_newer_calls(
+    client: Client, method: str, path: str, body: dict[str, object] | None
+) -> None:
+    content = None if body is None else json.dumps(body).encode()
+    refused = await client.refusal(method, path, content=content)
+    assert refused[0] == 400, refused

@@ -1,9 +1,10 @@
 """The services behind the edge under test: real gRPC servers with the generated servicers, scripted by each test."""
 
 import base64
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import grpc
@@ -15,8 +16,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from gateway.settings import Address
-from parley.auth.v1 import auth_pb2, auth_pb2_grpc
-from parley.chat.v1 import chat_pb2_grpc, conversation_pb2_grpc
+from parley.auth.v1 import auth_pb2, auth_pb2_grpc, user_pb2_grpc
+from parley.chat.v1 import admin_pb2_grpc, chat_pb2_grpc, conversation_pb2_grpc, mcp_server_pb2_grpc, task_pb2_grpc
 from parley.memory.v1 import memory_pb2_grpc
 
 # As the suite's services have them.
@@ -26,6 +27,31 @@ OPTIONS = {
     "grpc.max_metadata_size": 64 << 10,
     "grpc.absolute_max_metadata_size": 128 << 10,
 }
+_SERVICERS: Mapping[str, Sequence[tuple[ModuleType, str]]] = {
+    "auth": (
+        (auth_pb2_grpc, "AuthService"),
+        (auth_pb2_grpc, "TokenService"),
+        (user_pb2_grpc, "UserService"),
+    ),
+    "chat": (
+        (chat_pb2_grpc, "ChatService"),
+        (conversation_pb2_grpc, "ConversationService"),
+        (task_pb2_grpc, "TaskService"),
+        (mcp_server_pb2_grpc, "McpServerService"),
+        (admin_pb2_grpc, "AdminService"),
+    ),
+    "memory": ((memory_pb2_grpc, "MemoryService"),),
+}
+_STREAMS = frozenset(
+    {
+        "EditMessage",
+        "RegenerateReply",
+        "StreamCompletion",
+        "SubscribeGeneration",
+        "WatchEndedSessions",
+        "WatchTasks",
+    }
+)
 Context = grpc.aio.ServicerContext[Any, Any]
 Unary = Callable[[Any, Context], Awaitable[Message]]
 Stream = Callable[[Any, Context], AsyncIterator[Message]]
@@ -98,7 +124,7 @@ def error(code: int, message: str, reason: str, *details: Message) -> status_pb2
     return status
 
 
-def _scripted(servicer: type, script: Script, streams: tuple[str, ...] = ()) -> Any:
+def _scripted(servicer: type, script: Script) -> Any:
     """A servicer of a generated type whose every method does what the script says."""
 
     def note(name: str, request: Any, context: Context) -> None:
@@ -123,7 +149,7 @@ def _scripted(servicer: type, script: Script, streams: tuple[str, ...] = ()) -> 
         return method
 
     names = [name for name in vars(servicer) if name[0].isupper()]
-    methods = {name: stream(name) if name in streams else unary(name) for name in names}
+    methods = {name: stream(name) if name in _STREAMS else unary(name) for name in names}
     return type(f"Scripted{servicer.__name__}", (servicer,), methods)()
 
 
@@ -143,21 +169,9 @@ class Service:
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
-        if self.name == "auth":
-            auth_pb2_grpc.add_AuthServiceServicer_to_server(
-                _scripted(auth_pb2_grpc.AuthServiceServicer, self._script), server
-            )
-            auth_pb2_grpc.add_TokenServiceServicer_to_server(
-                _scripted(auth_pb2_grpc.TokenServiceServicer, self._script, ("WatchEndedSessions",)), server
-            )
-        elif self.name == "chat":
-            chat = _scripted(chat_pb2_grpc.ChatServiceServicer, self._script, ("StreamCompletion",))
-            chat_pb2_grpc.add_ChatServiceServicer_to_server(chat, server)
-            conversations = _scripted(conversation_pb2_grpc.ConversationServiceServicer, self._script)
-            conversation_pb2_grpc.add_ConversationServiceServicer_to_server(conversations, server)
-        else:
-            memory = _scripted(memory_pb2_grpc.MemoryServiceServicer, self._script)
-            memory_pb2_grpc.add_MemoryServiceServicer_to_server(memory, server)
+        for module, service in _SERVICERS[self.name]:
+            servicer = _scripted(getattr(module, f"{service}Servicer"), self._script)
+            getattr(module, f"add_{service}Servicer_to_server")(servicer, server)
         self.port = server.add_insecure_port(f"127.0.0.1:{self.port}")
         await server.start()
         self._server = server

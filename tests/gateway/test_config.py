@@ -160,6 +160,10 @@ def test_no_exposed_rpc_is_for_services() -> None:
     services = {rpc.full_service for rpc in exposed_rpcs(read_descriptors(DESCRIPTORS))}
     assert services == {
         "parley.auth.v1.AuthService",
+        "parley.auth.v1.UserService",
+        "parley.chat.v1.AdminService",
         "parley.chat.v1.ChatService",
         "parley.chat.v1.ConversationService",
+        "parley.chat.v1.McpServerService",
+        "parley.chat.v1.TaskService",
     }

@@ -126,7 +126,12 @@ async def test_openapi_document_says_what_the_contract_says(client: httpx2.Async
     assert "user_id" not in body["properties"]
     listing = document["paths"]["/api/v1/chat/conversations/{conversation_id}/messages"]["get"]
     places = {parameter["name"]: parameter["in"] for parameter in listing["parameters"]}
-    assert places == {"conversation_id": "path", "page_size": "query", "page_token": "query"}
+    assert places == {
+        "conversation_id": "path",
+        "page_size": "query",
+        "page_token": "query",
+        "include_superseded": "query",
+    }
 
 
 async def test_openapi_summaries_are_no_markdown(client: httpx2.AsyncClient) -> None:
@@ -137,6 +142,47 @@ async def test_openapi_summaries_are_no_markdown(client: httpx2.AsyncClient) -> 
 
 
 async def test_openapi_document_hides_what_clients_cannot_reach(client: httpx2.AsyncClient) -> None:
-    text = (await client.get("/openapi.json")).text
+    document = (await client.get("/openapi.json")).json()
+    operations = [operation for item in document["paths"].values() for operation in item.values()]
+    names = " ".join([*document["components"]["schemas"], *(operation["operationId"] for operation in operations)])
+    names += " ".join(tag["name"] for tag in document["tags"])
     for name in ("TokenService", "MemoryService", "RecordTurn", "ExchangeForUser"):
-        assert name not in text
+        assert name not in names
+
+
+async def test_openapi_document_describes_following(client: httpx2.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    follow = document["paths"]["/api/v1/chat/generations/{generation_id}/events"]["get"]
+    places = {parameter["name"]: parameter["in"] for parameter in follow["parameters"]}
+    assert places == {"generation_id": "path", "after_sequence": "query", "Last-Event-ID": "header"}
+    assert set(follow["responses"]) >= {"200", "204", "401", "404"}
+    cookies = [name for each in follow["security"] for name in each if name != "bearer"]
+    assert [document["components"]["securitySchemes"][name]["name"] for name in cookies] == [
+        "session_token",
+        "better-auth.session_token",
+    ]
+    watch = document["paths"]["/api/v1/tasks:watch"]["get"]
+    assert set(watch["responses"]["200"]["content"]) == {"text/event-stream", "application/x-ndjson"}
+    assert "204" not in watch["responses"]
+
+
+async def test_openapi_document_describes_every_kind_of_field(client: httpx2.AsyncClient) -> None:
+    schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
+    request = schemas["CompletionRequest"]["properties"]
+    assert request["response_schema"]["type"] == "object"
+    assert request["images"]["items"] == {"$ref": "#/components/schemas/InputImage"}
+    assert schemas["InputImage"]["properties"]["data"]["contentEncoding"] == "base64"
+    assert request["memory_enabled"]["type"] == "boolean"
+    server = schemas["McpServerOption"]["properties"]
+    assert server["headers"]["additionalProperties"]["writeOnly"] is True
+    # Two services have something of this name.
+    assert {"AuthListSessionsResponse", "ChatListSessionsResponse"} <= set(schemas)
+
+
+async def test_openapi_document_takes_over_the_reasons_that_another_rpc_names(client: httpx2.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    edit = paths["/api/v1/chat/conversations/{conversation_id}/messages/{message_id}:edit"]["post"]["responses"]
+    refusals = [each["content"]["application/json"] for status, each in edit.items() if status != "200"]
+    named = {name for each in refusals for name in each.get("examples", {})}
+    assert {"NOT_LAST_TURN", "MESSAGE_NOT_FOUND", "CONVERSATION_BUSY", "READER_TOO_SLOW"} <= named
+    assert "NOT_LAST_TURN" in edit["400"]["content"]["application/json"]["examples"]

@@ -8,6 +8,7 @@ from psycopg import sql
 from redis.asyncio import Redis
 
 from services.memory.turns import ConversationKey
+from services.memory.working_set import Growth
 from suite.databases import ServiceDatabase
 from tests.memory.conftest import Start
 from tests.memory.service import MemoryService, message, new_id, turn
@@ -156,9 +157,10 @@ async def test_a_recorder_that_was_overtaken_by_a_deletion_cannot_put_the_text_b
     await memory.forget(conversation_id)
     found = await memory.memory._working_set.read(key, held.version)
     assert found is None
-    late = await memory.memory._store.record(key, [])
+    late = (await memory.memory._store.record({key: []}, user_id=key.user_id))[key]
     assert late is None
-    await memory.memory._working_set.append(key, from_version=held.version, version=held.version + 1, turns=[])
+    grown = Growth(key, from_version=held.version, version=held.version + 1, turns=[])
+    await memory.memory._working_set.follow([grown])
     assert await keys_with(redis_url, CANARY) == []
 
 

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from openai import APIConnectionError, AsyncOpenAI, BadRequestError, NotFoundError
+from openai import APIConnectionError, AsyncOpenAI, BadRequestError, InternalServerError, NotFoundError
 
-from simulator.control import Control, ScriptedAnswer
+from simulator.control import Control, Fault, Match, ScriptedAnswer
 from tests.simulator.strict import EVENT, RESPONSE, check
 from tests.simulator.wire import Wire, frames
 
@@ -127,3 +127,70 @@ async def test_a_bad_starting_after_is_refused(wire: Wire) -> None:
     events = await wire.events(model="sim-1-0-0", input="go", background=True)
     path = f"responses/{events[0].response.id}"
     assert (await wire.http.get(path, params={"stream": "true", "starting_after": "x"})).status_code == 400
+
+
+ADD_TASK = {
+    "type": "function",
+    "name": "add_task",
+    "strict": True,
+    "parameters": {"type": "object", "properties": {"title": {"type": "string"}}, "required": ["title"]},
+}
+ERRANDS = [
+    {"input": "add a task to buy milk", "tools": [ADD_TASK], "reasoning": {"effort": "high", "summary": "auto"}},
+    {
+        "input": "search the web for cats",
+        "tools": [{"type": "web_search"}],
+        "reasoning": {"effort": "low", "summary": "auto"},
+    },
+    {"input": "calculate 2 + 2", "tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]},
+]
+
+
+@pytest.mark.parametrize("errand", ERRANDS, ids=["function", "search", "code"])
+async def test_tools_and_reasoning_are_resumed_from_any_event(wire: Wire, errand: dict[str, Any]) -> None:
+    events = await wire.events(model="m", background=True, **errand)
+    path = f"responses/{events[0].response.id}"
+    assert events[-1].type == "response.completed"
+    for after in range(-1, len(events) - 1):
+        rest = await wire.http.get(path, params={"stream": "true", "starting_after": after})
+        assert [check(EVENT, data) for _, data in frames(rest.text)] == events[after + 1 :]
+
+
+async def test_what_is_asked_about_a_stored_response_is_told_at_the_door(wire: Wire, control: Control) -> None:
+    events = await wire.events(model="sim-2-0-0", input="go", background=True)
+    path = f"responses/{events[0].response.id}"
+    await wire.http.get(path, params={"stream": "true", "starting_after": 3})
+    await wire.http.delete(path)
+    await wire.http.delete(path)
+    told = [(one.endpoint, one.outcome) for one in await control.requests()]
+    assert told == [
+        ("responses", "completed"),
+        ("responses.retrieve", "completed"),
+        ("responses.delete", "completed"),
+        ("responses.delete", "refused"),
+    ]
+    assert (await control.requests("responses.retrieve"))[0].body == {
+        "id": events[0].response.id,
+        "stream": "true",
+        "starting_after": "3",
+    }
+
+
+async def test_a_resumed_reader_can_be_refused_and_cut(wire: Wire, client: AsyncOpenAI, control: Control) -> None:
+    retrieve = Match(endpoint="responses.retrieve")
+    await control.script(
+        ScriptedAnswer(match=retrieve, fault=Fault(kind="status", status=503)),
+        ScriptedAnswer(match=retrieve, fault=Fault(kind="cut", after_tokens=2)),
+    )
+    events = await wire.events(model="sim-9-0-0", input="go", background=True)
+    response_id = events[0].response.id
+    with pytest.raises(InternalServerError):
+        await client.responses.retrieve(response_id, stream=True)
+    seen: list[Any] = []
+    with pytest.raises(APIConnectionError):
+        await collect(aiter(await client.responses.retrieve(response_id, stream=True)), seen)
+    assert [event.delta for event in seen if event.type == "response.output_text.delta"] == ["tok0", " tok1"]
+    await collect(
+        aiter(await client.responses.retrieve(response_id, stream=True, starting_after=seen[-1].sequence_number)), seen
+    )
+    assert [event.sequence_number for event in seen] == list(range(len(events)))

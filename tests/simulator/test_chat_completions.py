@@ -99,3 +99,11 @@ async def test_structured_output_satisfies_its_schema(wire: Wire) -> None:
 async def test_a_bad_body_is_a_400_that_names_the_parameter(wire: Wire, body: dict[str, Any], param: str) -> None:
     reply = await wire.http.post(PATH, json=body)
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+
+
+async def test_images_are_acknowledged(wire: Wire) -> None:
+    data = "data:image/png;base64,iVBORw0KGgo="
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in (data, "https://example.com/a.png")]
+    messages = [{"role": "user", "content": [{"type": "text", "text": "look"}, *parts]}]
+    reply = check(COMPLETION, (await wire.post(PATH, model="m", messages=messages, tools=[ADD_TASK])).content)
+    assert "an image of 8 bytes (image/png) and an image at https://example.com/a.png" in reply.choices[0].message.content

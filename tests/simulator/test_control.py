@@ -1,10 +1,11 @@
 """The control door: scripted answers, the journal, holding and releasing, and fakes that complain."""
 
 import asyncio
+import time
 
 import httpx2
 import pytest
-from openai import AsyncOpenAI, BadRequestError
+from openai import AsyncOpenAI, BadRequestError, RateLimitError
 
 from simulator.control import (
     Control,
@@ -140,3 +141,42 @@ async def test_the_door_is_shut_unless_it_is_asked_for() -> None:
         with pytest.raises(ControlError, match="404"):
             await started.control.status()
         assert (await http.get(f"{started.base_url}/models")).status_code == 401
+
+
+async def test_an_answer_for_a_title_is_for_nothing_else(client: AsyncOpenAI, control: Control) -> None:
+    await control.script(
+        ScriptedAnswer(text="the turn"),
+        ScriptedAnswer(match=Match(asks_title=True), text="the title"),
+        exhaustive=True,
+    )
+    asked = "Write a title for this conversation."
+    assert (await client.responses.create(model="m", input="hi", instructions=asked)).output_text == "the title"
+    assert (await client.responses.create(model="m", input="hello", instructions=asked)).output_text == "Hello"
+    assert (await client.responses.create(model="m", input="hi")).output_text == "the turn"
+    assert len(await control.requests("responses")) == 1
+    assert len(await control.requests("responses", with_titles=True)) == 3
+
+
+async def test_a_refusal_for_some_time_heals(client: AsyncOpenAI, control: Control) -> None:
+    fault = Fault(kind="status", status=429, retry_after_seconds=1)
+    await control.script(ScriptedAnswer(fault=fault, for_seconds=0.3))
+    began = time.monotonic()
+    waits: list[str] = []
+    async with asyncio.timeout(3):
+        while True:
+            try:
+                await client.responses.create(model="m", input="hi")
+                break
+            except RateLimitError as error:
+                waits = [*waits, error.response.headers["retry-after"]]
+                await asyncio.sleep(0.05)
+    assert len(waits) > 1
+    assert set(waits) == {"1"}
+    assert time.monotonic() - began > 0.3
+
+
+async def test_a_refusal_for_some_time_that_nobody_met_is_unconsumed(control: Control) -> None:
+    await control.script(ScriptedAnswer(fault=Fault(kind="status", status=429), for_seconds=5))
+    with pytest.raises(AssertionError, match="for_seconds"):
+        await control.verify_consumed()
+    await control.reset()

@@ -246,3 +246,54 @@ async def test_an_mcp_call_waits_for_approval_and_then_runs_or_not(wire: Wire) -
 
 def test_no_provider_tool_has_nothing_to_tell() -> None:
     assert tell_results(()) is None
+
+
+def _image(**fields: Any) -> list[dict[str, Any]]:
+    content = [{"type": "input_text", "text": "look"}, {"type": "input_image", "detail": "auto", **fields}]
+    return [{"role": "user", "content": content}]
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("data:image/jpeg;base64,/9j/4A==", "an image of 4 bytes (image/jpeg)"),
+        ("https://example.com/cat.png?x=1", "an image at https://example.com/cat.png?x=1"),
+    ],
+)
+async def test_a_picture_is_acknowledged(wire: Wire, url: str, told: str) -> None:
+    reply = check(RESPONSE, (await wire.post("responses", model="m", input=_image(image_url=url))).content)
+    assert f"You sent {told}." in reply.output_text
+
+
+@pytest.mark.parametrize("fields", [{}, {"image_url": "cat.png"}, {"image_url": "data:image/png;base64,%%"}])
+async def test_a_picture_that_is_none_is_refused(wire: Wire, fields: dict[str, str]) -> None:
+    reply = await wire.http.post("responses", json={"model": "m", "input": _image(**fields)})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "input[0].content[1].image_url")
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("plan a trip to Porto with my two children in May", "Plan a trip to Porto with"),
+        ("User: What is a monad?\nAssistant: A burrito.", "What is a monad"),
+        ("hi", "Hi"),
+        ("\n \n", "A conversation"),
+        ("x" * 500, "X" + "x" * 59),
+    ],
+)
+async def test_a_title_is_made_of_the_first_words(wire: Wire, text: str, title: str) -> None:
+    instructions = "Write a short title for this conversation. Answer with the title only."
+    reply = check(RESPONSE, (await wire.post("responses", model="m", input=text, instructions=instructions)).content)
+    assert reply.output_text == title
+
+
+async def test_thinking_that_leads_to_nothing_is_refused(wire: Wire) -> None:
+    thought = {"type": "reasoning", "id": "rs_1", "summary": []}
+    said = {"role": "assistant", "content": "Hm."}
+    for items, status in (
+        ([thought, said], 200),
+        ([thought], 400),
+        ([said, thought, {"role": "user", "content": "x"}], 400),
+    ):
+        body = {"model": "m", "input": [{"role": "user", "content": "hi"}, *items]}
+        assert (await wire.http.post("responses", json=body)).status_code == status

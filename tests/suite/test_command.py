@@ -91,6 +91,16 @@ async def test_bad_settings_of_services_alone_are_named_too_and_leave_nothing_ru
     assert left_running(folder / "data") == []
 
 
+async def test_an_edge_less_patient_than_chat_keeps_the_suite_from_starting(
+    folder: Path, postgres: EmbeddedPostgres
+) -> None:
+    environment = suite_environment(folder / "data", GENERATION_DEADLINE_SECONDS="600", **await given(postgres))
+    code, _, errors = await outcome(await start_command(environment, folder))
+    assert code == 2
+    assert "REQUEST_TIMEOUT_SECONDS (130) must be above GENERATION_DEADLINE_SECONDS (600)" in errors
+    assert left_running(folder / "data") == []
+
+
 async def test_a_folder_that_cannot_be_written_is_named_with_its_variable(folder: Path) -> None:
     (folder / "file").touch()
     code, line = await refusal(suite_environment(folder / "file" / "data"), folder)

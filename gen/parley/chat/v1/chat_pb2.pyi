@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from parley.chat.v1 import conversation_pb2 as _conversation_pb2
@@ -84,6 +85,13 @@ class CompletionRequest(_message.Message):
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    RESPONSE_SCHEMA_FIELD_NUMBER: _builtins.int
+    USE_WEB_SEARCH_FIELD_NUMBER: _builtins.int
+    USE_CODE_INTERPRETER_FIELD_NUMBER: _builtins.int
+    USE_TASKS_FIELD_NUMBER: _builtins.int
+    MCP_SERVERS_FIELD_NUMBER: _builtins.int
+    MEMORY_ENABLED_FIELD_NUMBER: _builtins.int
     message: _builtins.str
     """What the user says: 1 to 10,000 characters. Either this or `messages`."""
     conversation_id: _builtins.str
@@ -93,17 +101,31 @@ class CompletionRequest(_message.Message):
     `Idempotency-Key` header is the same thing.
     """
     model: _builtins.str
-    """The model; the service's own by default."""
+    """The model; the user's preference, else the service's own by default."""
     instructions: _builtins.str
-    """What the assistant should know or obey in this turn; the service's own by default. 1 to 10,000 characters."""
+    """What the assistant should know or obey in this turn, instead of the service's own; the user's preference
+    `instructions` is told in any case. 1 to 10,000 characters.
+    """
     reasoning_effort: _builtins.str
-    """How much the model may think: `minimal`, `low`, `medium` or `high`; the service's own by default."""
+    """How much the model may think: `minimal`, `low`, `medium` or `high`; the user's preference, else the service's own by
+    default.
+    """
     max_output_tokens: _builtins.int
     """Most tokens of the reply, reasoning included; the service's own by default."""
     temperature: _builtins.float
     """Sampling temperature, 0 to 2; the model's own by default. Some models refuse it, by name."""
     user_id: _builtins.str
     """The caller's own id or `me`, where the path names it. The user is always the one who calls."""
+    use_web_search: _builtins.bool
+    """Lets the model search the web, and cite what it found."""
+    use_code_interpreter: _builtins.bool
+    """Lets the model run code at the provider."""
+    use_tasks: _builtins.bool
+    """Lets the model read and change the user's tasks."""
+    memory_enabled: _builtins.bool
+    """Whether memory is read for this turn and told of it; the user's preference by default. Without it the model sees this
+    conversation only.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputMessage]:
         """The user's message as the last of a list. Earlier ones are allowed only where a conversation begins, and are stored
@@ -113,6 +135,18 @@ class CompletionRequest(_message.Message):
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Up to 16 pairs kept with the user's message: keys up to 64 characters, values up to 512."""
+
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputImage]:
+        """Images that belong to the user's message. At most 8."""
+
+    @_builtins.property
+    def response_schema(self) -> _struct_pb2.Struct:
+        """A JSON schema that the reply must satisfy: its root is an object. At most 64 KiB as JSON, 20 levels deep."""
+
+    @_builtins.property
+    def mcp_servers(self) -> _containers.RepeatedCompositeFieldContainer[Global___McpServerOption]:
+        """MCP servers for this turn, beside those that the user keeps; one with the label of a kept one goes instead of it."""
 
     def __init__(
         self,
@@ -128,21 +162,209 @@ class CompletionRequest(_message.Message):
         temperature: _builtins.float | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         user_id: _builtins.str = ...,
+        images: _abc.Iterable[Global___InputImage] | None = ...,
+        response_schema: _struct_pb2.Struct | None = ...,
+        use_web_search: _builtins.bool = ...,
+        use_code_interpreter: _builtins.bool = ...,
+        use_tasks: _builtins.bool = ...,
+        mcp_servers: _abc.Iterable[Global___McpServerOption] | None = ...,
+        memory_enabled: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "_temperature", b"_temperature", "max_output_tokens", b"max_output_tokens", "temperature", b"temperature"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "_memory_enabled", b"_memory_enabled", "_temperature", b"_temperature", "max_output_tokens", b"max_output_tokens", "memory_enabled", b"memory_enabled", "response_schema", b"response_schema", "temperature", b"temperature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "_temperature", b"_temperature", "conversation_id", b"conversation_id", "instructions", b"instructions", "max_output_tokens", b"max_output_tokens", "message", b"message", "messages", b"messages", "metadata", b"metadata", "model", b"model", "reasoning_effort", b"reasoning_effort", "request_id", b"request_id", "temperature", b"temperature", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "_memory_enabled", b"_memory_enabled", "_temperature", b"_temperature", "conversation_id", b"conversation_id", "images", b"images", "instructions", b"instructions", "max_output_tokens", b"max_output_tokens", "mcp_servers", b"mcp_servers", "memory_enabled", b"memory_enabled", "message", b"message", "messages", b"messages", "metadata", b"metadata", "model", b"model", "reasoning_effort", b"reasoning_effort", "request_id", b"request_id", "response_schema", b"response_schema", "temperature", b"temperature", "use_code_interpreter", b"use_code_interpreter", "use_tasks", b"use_tasks", "use_web_search", b"use_web_search", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_output_tokens: _TypeAlias = _typing.Literal["max_output_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_output_tokens: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__memory_enabled: _TypeAlias = _typing.Literal["memory_enabled"]  # noqa: Y015
+    _WhichOneofArgType__memory_enabled: _TypeAlias = _typing.Literal["_memory_enabled", b"_memory_enabled"]  # noqa: Y015
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_output_tokens) -> _WhichOneofReturnType__max_output_tokens | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_enabled) -> _WhichOneofReturnType__memory_enabled | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
 
 Global___CompletionRequest: _TypeAlias = CompletionRequest  # noqa: Y015
+
+@_typing.final
+class CompletionOptions(_message.Message):
+    """How a reply is to be written, where a turn is said or answered anew. The fields are those of CompletionRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    REASONING_EFFORT_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    RESPONSE_SCHEMA_FIELD_NUMBER: _builtins.int
+    USE_WEB_SEARCH_FIELD_NUMBER: _builtins.int
+    USE_CODE_INTERPRETER_FIELD_NUMBER: _builtins.int
+    USE_TASKS_FIELD_NUMBER: _builtins.int
+    MCP_SERVERS_FIELD_NUMBER: _builtins.int
+    MEMORY_ENABLED_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model; the user's preference, else the service's own by default."""
+    instructions: _builtins.str
+    """What the assistant should know or obey in this turn, instead of the service's own; the user's preference
+    `instructions` is told in any case. 1 to 10,000 characters.
+    """
+    reasoning_effort: _builtins.str
+    """How much the model may think: `minimal`, `low`, `medium` or `high`; the user's preference, else the service's own by
+    default.
+    """
+    max_output_tokens: _builtins.int
+    """Most tokens of the reply, reasoning included; the service's own by default."""
+    temperature: _builtins.float
+    """Sampling temperature, 0 to 2; the model's own by default. Some models refuse it, by name."""
+    use_web_search: _builtins.bool
+    """Lets the model search the web, and cite what it found."""
+    use_code_interpreter: _builtins.bool
+    """Lets the model run code at the provider."""
+    use_tasks: _builtins.bool
+    """Lets the model read and change the user's tasks."""
+    memory_enabled: _builtins.bool
+    """Whether memory is read for this turn and told of it; the user's preference by default. Without it the model sees this
+    conversation only.
+    """
+    @_builtins.property
+    def response_schema(self) -> _struct_pb2.Struct:
+        """A JSON schema that the reply must satisfy: its root is an object. At most 64 KiB as JSON, 20 levels deep."""
+
+    @_builtins.property
+    def mcp_servers(self) -> _containers.RepeatedCompositeFieldContainer[Global___McpServerOption]:
+        """MCP servers for this turn, beside those that the user keeps; one with the label of a kept one goes instead of it."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        instructions: _builtins.str = ...,
+        reasoning_effort: _builtins.str = ...,
+        max_output_tokens: _builtins.int | None = ...,
+        temperature: _builtins.float | None = ...,
+        response_schema: _struct_pb2.Struct | None = ...,
+        use_web_search: _builtins.bool = ...,
+        use_code_interpreter: _builtins.bool = ...,
+        use_tasks: _builtins.bool = ...,
+        mcp_servers: _abc.Iterable[Global___McpServerOption] | None = ...,
+        memory_enabled: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "_memory_enabled", b"_memory_enabled", "_temperature", b"_temperature", "max_output_tokens", b"max_output_tokens", "memory_enabled", b"memory_enabled", "response_schema", b"response_schema", "temperature", b"temperature"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "_memory_enabled", b"_memory_enabled", "_temperature", b"_temperature", "instructions", b"instructions", "max_output_tokens", b"max_output_tokens", "mcp_servers", b"mcp_servers", "memory_enabled", b"memory_enabled", "model", b"model", "reasoning_effort", b"reasoning_effort", "response_schema", b"response_schema", "temperature", b"temperature", "use_code_interpreter", b"use_code_interpreter", "use_tasks", b"use_tasks", "use_web_search", b"use_web_search"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_output_tokens: _TypeAlias = _typing.Literal["max_output_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_output_tokens: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__memory_enabled: _TypeAlias = _typing.Literal["memory_enabled"]  # noqa: Y015
+    _WhichOneofArgType__memory_enabled: _TypeAlias = _typing.Literal["_memory_enabled", b"_memory_enabled"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_output_tokens) -> _WhichOneofReturnType__max_output_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_enabled) -> _WhichOneofReturnType__memory_enabled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+
+Global___CompletionOptions: _TypeAlias = CompletionOptions  # noqa: Y015
+
+@_typing.final
+class InputImage(_message.Message):
+    """An image of the user's message: either of the two."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    """Where the provider finds it: an https URL."""
+    data: _builtins.bytes
+    """The image itself, in JSON as base64: PNG, JPEG, WebP or GIF, at most 1 MiB. All images of a message together hold at
+    most 1.25 MiB.
+    """
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InputImage: _TypeAlias = InputImage  # noqa: Y015
+
+@_typing.final
+class McpServerOption(_message.Message):
+    """An MCP server (streamable HTTP) whose tools the model may use in one turn."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class HeadersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
+    ALLOWED_TOOLS_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
+    label: _builtins.str
+    """Required. Names the server in events and tool names: letters, digits, dash and underscore, at most 32 characters."""
+    url: _builtins.str
+    """Required. Its https URL. Private addresses are refused unless the operator allows them."""
+    approval: _builtins.str
+    """`never` (the default): tools run when the model calls them. `always`: they do not run; the stream shows the call as
+    `approval_required` and the model is told to ask the user, who agrees by a turn with `never`.
+    """
+    @_builtins.property
+    def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Headers that the server gets with every call, such as `Authorization`. Secrets: used for this turn and never logged or
+        returned. At most 16.
+        """
+
+    @_builtins.property
+    def allowed_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The only tools that may be used; all by default."""
+
+    def __init__(
+        self,
+        *,
+        label: _builtins.str = ...,
+        url: _builtins.str = ...,
+        headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        allowed_tools: _abc.Iterable[_builtins.str] | None = ...,
+        approval: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_tools", b"allowed_tools", "approval", b"approval", "headers", b"headers", "label", b"label", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___McpServerOption: _TypeAlias = McpServerOption  # noqa: Y015
 
 @_typing.final
 class Completion(_message.Message):
@@ -158,6 +380,8 @@ class Completion(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     GENERATION_ID_FIELD_NUMBER: _builtins.int
     USER_MESSAGE_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    CITATIONS_FIELD_NUMBER: _builtins.int
     conversation_id: _builtins.str
     """UUID of the conversation."""
     model: _builtins.str
@@ -182,6 +406,14 @@ class Completion(_message.Message):
     def user_message(self) -> _conversation_pb2.Message:
         """The saved message of the user."""
 
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[_conversation_pb2.ToolCall]:
+        """What the model called, in order; as in `message.parts`."""
+
+    @_builtins.property
+    def citations(self) -> _containers.RepeatedCompositeFieldContainer[_conversation_pb2.Citation]:
+        """What the reply cites; as in `message`."""
+
     def __init__(
         self,
         *,
@@ -193,10 +425,12 @@ class Completion(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         generation_id: _builtins.str = ...,
         user_message: _conversation_pb2.Message | None = ...,
+        tool_calls: _abc.Iterable[_conversation_pb2.ToolCall] | None = ...,
+        citations: _abc.Iterable[_conversation_pb2.Citation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "message", b"message", "usage", b"usage", "user_message", b"user_message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "create_time", b"create_time", "generation_id", b"generation_id", "message", b"message", "model", b"model", "processing_time_ms", b"processing_time_ms", "usage", b"usage", "user_message", b"user_message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["citations", b"citations", "conversation_id", b"conversation_id", "create_time", b"create_time", "generation_id", b"generation_id", "message", b"message", "model", b"model", "processing_time_ms", b"processing_time_ms", "tool_calls", b"tool_calls", "usage", b"usage", "user_message", b"user_message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -216,6 +450,12 @@ class CompletionEvent(_message.Message):
     FAILED_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    REASONING_DELTA_FIELD_NUMBER: _builtins.int
+    CITATION_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_STARTED_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_FINISHED_FIELD_NUMBER: _builtins.int
+    CODE_INTERPRETER_FIELD_NUMBER: _builtins.int
+    DEGRADED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Number of the event within its generation: 1, 2, 3 … without holes. 0 on a heartbeat. The `id` of the SSE frame."""
     @_builtins.property
@@ -246,6 +486,30 @@ class CompletionEvent(_message.Message):
     def heartbeat(self) -> Global___Heartbeat:
         """Nothing happened for 15 seconds; the stream lives. An SSE comment."""
 
+    @_builtins.property
+    def reasoning_delta(self) -> Global___ReasoningDelta:
+        """More of the summary of what the model thinks."""
+
+    @_builtins.property
+    def citation(self) -> _conversation_pb2.Citation:
+        """The reply cites something."""
+
+    @_builtins.property
+    def tool_call_started(self) -> _conversation_pb2.ToolCall:
+        """The model called a tool."""
+
+    @_builtins.property
+    def tool_call_finished(self) -> _conversation_pb2.ToolCall:
+        """The call of a tool has ended, well or not. Always after its `tool_call_started`."""
+
+    @_builtins.property
+    def code_interpreter(self) -> _conversation_pb2.CodeInterpreterCall:
+        """The model ran code at the provider."""
+
+    @_builtins.property
+    def degraded(self) -> Global___Degraded:
+        """From here on the reply must do without a part of the suite."""
+
     def __init__(
         self,
         *,
@@ -257,12 +521,18 @@ class CompletionEvent(_message.Message):
         failed: Global___Failed | None = ...,
         cancelled: Global___Cancelled | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
+        reasoning_delta: Global___ReasoningDelta | None = ...,
+        citation: _conversation_pb2.Citation | None = ...,
+        tool_call_started: _conversation_pb2.ToolCall | None = ...,
+        tool_call_finished: _conversation_pb2.ToolCall | None = ...,
+        code_interpreter: _conversation_pb2.CodeInterpreterCall | None = ...,
+        degraded: Global___Degraded | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "completed", b"completed", "event", b"event", "failed", b"failed", "heartbeat", b"heartbeat", "started", b"started", "text_delta", b"text_delta", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "citation", b"citation", "code_interpreter", b"code_interpreter", "completed", b"completed", "degraded", b"degraded", "event", b"event", "failed", b"failed", "heartbeat", b"heartbeat", "reasoning_delta", b"reasoning_delta", "started", b"started", "text_delta", b"text_delta", "tool_call_finished", b"tool_call_finished", "tool_call_started", b"tool_call_started", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "completed", b"completed", "event", b"event", "failed", b"failed", "heartbeat", b"heartbeat", "sequence", b"sequence", "started", b"started", "text_delta", b"text_delta", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "citation", b"citation", "code_interpreter", b"code_interpreter", "completed", b"completed", "degraded", b"degraded", "event", b"event", "failed", b"failed", "heartbeat", b"heartbeat", "reasoning_delta", b"reasoning_delta", "sequence", b"sequence", "started", b"started", "text_delta", b"text_delta", "tool_call_finished", b"tool_call_finished", "tool_call_started", b"tool_call_started", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "text_delta", "usage", "completed", "failed", "cancelled", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "text_delta", "usage", "completed", "failed", "cancelled", "heartbeat", "reasoning_delta", "citation", "tool_call_started", "tool_call_finished", "code_interpreter", "degraded"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -280,6 +550,7 @@ class Started(_message.Message):
     MESSAGE_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
+    RESUMABLE_FIELD_NUMBER: _builtins.int
     generation_id: _builtins.str
     """UUID of the generation."""
     conversation_id: _builtins.str
@@ -290,9 +561,13 @@ class Started(_message.Message):
     """UUID of the reply."""
     model: _builtins.str
     """The model that answers."""
+    resumable: _builtins.bool
+    """Whether a reader that loses this stream can have the rest of it from any replica while the reply is being written.
+    Otherwise it has to wait for the end, which is saved in any case.
+    """
     @_builtins.property
     def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Parts of the suite that this reply must do without: `memory`. Usually empty."""
+        """Parts of the suite that this reply must do without: `memory`, `preferences`, `log`. Usually empty."""
 
     def __init__(
         self,
@@ -303,14 +578,65 @@ class Started(_message.Message):
         message_id: _builtins.str = ...,
         model: _builtins.str = ...,
         degraded: _abc.Iterable[_builtins.str] | None = ...,
+        resumable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "degraded", b"degraded", "generation_id", b"generation_id", "message_id", b"message_id", "model", b"model", "user_message_id", b"user_message_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "degraded", b"degraded", "generation_id", b"generation_id", "message_id", b"message_id", "model", b"model", "resumable", b"resumable", "user_message_id", b"user_message_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Started: _TypeAlias = Started  # noqa: Y015
+
+@_typing.final
+class Degraded(_message.Message):
+    """From here on the reply must do without a part of the suite."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTS_FIELD_NUMBER: _builtins.int
+    RESUMABLE_FIELD_NUMBER: _builtins.int
+    resumable: _builtins.bool
+    """As in `started`."""
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`log`: other replicas do not see the events until the end. Or the label of an MCP server that does not answer."""
+
+    def __init__(
+        self,
+        *,
+        parts: _abc.Iterable[_builtins.str] | None = ...,
+        resumable: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "resumable", b"resumable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Degraded: _TypeAlias = Degraded  # noqa: Y015
+
+@_typing.final
+class ReasoningDelta(_message.Message):
+    """More of the summary of what the model thinks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The text, never empty."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReasoningDelta: _TypeAlias = ReasoningDelta  # noqa: Y015
 
 @_typing.final
 class TextDelta(_message.Message):
@@ -320,7 +646,7 @@ class TextDelta(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The text, never empty. The texts of all events together are the reply."""
+    """The text, never empty. The texts of all `text_delta` events together are the reply."""
     def __init__(
         self,
         *,
@@ -436,3 +762,458 @@ class Heartbeat(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
+
+@_typing.final
+class ProcessUtteranceRequest(_message.Message):
+    """Request of ProcessUtterance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Required. What was said: 1 to 10,000 characters."""
+    conversation_id: _builtins.str
+    """UUID of the conversation; the person's last spoken one by default, see ProcessUtterance."""
+    request_id: _builtins.str
+    """As in CompletionRequest."""
+    user_id: _builtins.str
+    """The caller's own id or `me`. The user is always the one who calls."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        conversation_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "request_id", b"request_id", "text", b"text", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProcessUtteranceRequest: _TypeAlias = ProcessUtteranceRequest  # noqa: Y015
+
+@_typing.final
+class Utterance(_message.Message):
+    """An utterance and its answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    INPUT_TEXT_FIELD_NUMBER: _builtins.int
+    REPLY_FIELD_NUMBER: _builtins.int
+    SPEECH_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROCESSING_TIME_MS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    GENERATION_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """UUID of the reply."""
+    conversation_id: _builtins.str
+    """UUID of the conversation."""
+    input_text: _builtins.str
+    """What was said."""
+    reply: _builtins.str
+    """The reply as written."""
+    model: _builtins.str
+    """The model that answered."""
+    processing_time_ms: _builtins.int
+    """Milliseconds from the arrival of the call to the end of the reply."""
+    generation_id: _builtins.str
+    """UUID of the generation."""
+    @_builtins.property
+    def speech(self) -> Global___Speech:
+        """The reply as it can be spoken."""
+
+    @_builtins.property
+    def usage(self) -> _conversation_pb2.Usage:
+        """Tokens that the reply cost."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the reply began."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        conversation_id: _builtins.str = ...,
+        input_text: _builtins.str = ...,
+        reply: _builtins.str = ...,
+        speech: Global___Speech | None = ...,
+        usage: _conversation_pb2.Usage | None = ...,
+        model: _builtins.str = ...,
+        processing_time_ms: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        generation_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "speech", b"speech", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "create_time", b"create_time", "generation_id", b"generation_id", "id", b"id", "input_text", b"input_text", "model", b"model", "processing_time_ms", b"processing_time_ms", "reply", b"reply", "speech", b"speech", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Utterance: _TypeAlias = Utterance  # noqa: Y015
+
+@_typing.final
+class Speech(_message.Message):
+    """How a text is to be spoken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    VOICE_FIELD_NUMBER: _builtins.int
+    LANGUAGE_FIELD_NUMBER: _builtins.int
+    ESTIMATED_DURATION_SECONDS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The text free of markup, links and citations."""
+    voice: _builtins.str
+    """Voice, from the user's preferences; empty where there is none."""
+    language: _builtins.str
+    """Language as a BCP 47 tag, from the user's preferences; empty where there is none."""
+    estimated_duration_seconds: _builtins.float
+    """Estimated seconds that speaking it takes."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        voice: _builtins.str = ...,
+        language: _builtins.str = ...,
+        estimated_duration_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimated_duration_seconds", b"estimated_duration_seconds", "language", b"language", "text", b"text", "voice", b"voice"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Speech: _TypeAlias = Speech  # noqa: Y015
+
+@_typing.final
+class SubscribeGenerationRequest(_message.Message):
+    """Request of SubscribeGeneration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_ID_FIELD_NUMBER: _builtins.int
+    AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    generation_id: _builtins.str
+    """Required. UUID of the generation."""
+    after_sequence: _builtins.int
+    """Sequence of the last event that the caller has; 0 for all. The `Last-Event-ID` header is the same thing; where both are
+    there, the greater counts.
+    """
+    def __init__(
+        self,
+        *,
+        generation_id: _builtins.str = ...,
+        after_sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "generation_id", b"generation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubscribeGenerationRequest: _TypeAlias = SubscribeGenerationRequest  # noqa: Y015
+
+@_typing.final
+class GetGenerationRequest(_message.Message):
+    """Request of GetGeneration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_ID_FIELD_NUMBER: _builtins.int
+    generation_id: _builtins.str
+    """Required. UUID of the generation."""
+    def __init__(
+        self,
+        *,
+        generation_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation_id", b"generation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGenerationRequest: _TypeAlias = GetGenerationRequest  # noqa: Y015
+
+@_typing.final
+class CancelGenerationRequest(_message.Message):
+    """Request of CancelGeneration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_ID_FIELD_NUMBER: _builtins.int
+    generation_id: _builtins.str
+    """Required. UUID of the generation."""
+    def __init__(
+        self,
+        *,
+        generation_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation_id", b"generation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelGenerationRequest: _TypeAlias = CancelGenerationRequest  # noqa: Y015
+
+@_typing.final
+class Generation(_message.Message):
+    """One attempt at a reply."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    USER_MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """UUID of the generation."""
+    conversation_id: _builtins.str
+    """UUID of the conversation."""
+    user_message_id: _builtins.str
+    """UUID of the user's message."""
+    message_id: _builtins.str
+    """UUID of the reply."""
+    status: _builtins.str
+    """`running`, `completed`, `failed` or `cancelled`."""
+    sequence: _builtins.int
+    """Sequence of the latest event that is known; of the terminal one when it has ended."""
+    model: _builtins.str
+    """The model that answers."""
+    reason: _builtins.str
+    """Why it failed: an ErrorReason without its prefix. Empty otherwise."""
+    @_builtins.property
+    def usage(self) -> _conversation_pb2.Usage:
+        """What the reply cost; absent while it runs, and where the provider did not say."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it began."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended; absent while it runs."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        conversation_id: _builtins.str = ...,
+        user_message_id: _builtins.str = ...,
+        message_id: _builtins.str = ...,
+        status: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        model: _builtins.str = ...,
+        usage: _conversation_pb2.Usage | None = ...,
+        reason: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "create_time", b"create_time", "end_time", b"end_time", "id", b"id", "message_id", b"message_id", "model", b"model", "reason", b"reason", "sequence", b"sequence", "status", b"status", "usage", b"usage", "user_message_id", b"user_message_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Generation: _TypeAlias = Generation  # noqa: Y015
+
+@_typing.final
+class EditMessageRequest(_message.Message):
+    """Request of EditMessage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    conversation_id: _builtins.str
+    """Required. UUID of the conversation."""
+    message_id: _builtins.str
+    """Required. UUID of the user's message: the last one of the conversation."""
+    message: _builtins.str
+    """Required. What it is to say: 1 to 10,000 characters. Its images stay."""
+    request_id: _builtins.str
+    """As in CompletionRequest."""
+    @_builtins.property
+    def options(self) -> Global___CompletionOptions:
+        """How the new reply is to be written."""
+
+    def __init__(
+        self,
+        *,
+        conversation_id: _builtins.str = ...,
+        message_id: _builtins.str = ...,
+        message: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        options: Global___CompletionOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "message", b"message", "message_id", b"message_id", "options", b"options", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EditMessageRequest: _TypeAlias = EditMessageRequest  # noqa: Y015
+
+@_typing.final
+class RegenerateReplyRequest(_message.Message):
+    """Request of RegenerateReply."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    conversation_id: _builtins.str
+    """Required. UUID of the conversation."""
+    message_id: _builtins.str
+    """Required. UUID of the reply: the last message of the conversation."""
+    request_id: _builtins.str
+    """As in CompletionRequest."""
+    @_builtins.property
+    def options(self) -> Global___CompletionOptions:
+        """How the new reply is to be written."""
+
+    def __init__(
+        self,
+        *,
+        conversation_id: _builtins.str = ...,
+        message_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        options: Global___CompletionOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "message_id", b"message_id", "options", b"options", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegenerateReplyRequest: _TypeAlias = RegenerateReplyRequest  # noqa: Y015
+
+@_typing.final
+class GetUsageRequest(_message.Message):
+    """Request of GetUsage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAYS_FIELD_NUMBER: _builtins.int
+    days: _builtins.int
+    """How many days to tell of, today included. Default 30, at most 366; more is cut to 366."""
+    def __init__(
+        self,
+        *,
+        days: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["days", b"days"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUsageRequest: _TypeAlias = GetUsageRequest  # noqa: Y015
+
+@_typing.final
+class GetUsageResponse(_message.Message):
+    """Answer of GetUsage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAYS_FIELD_NUMBER: _builtins.int
+    BUDGET_TOKENS_FIELD_NUMBER: _builtins.int
+    USED_TOKENS_FIELD_NUMBER: _builtins.int
+    LEFT_TOKENS_FIELD_NUMBER: _builtins.int
+    RESET_TIME_FIELD_NUMBER: _builtins.int
+    budget_tokens: _builtins.int
+    """Tokens that the caller may use a day; absent where there is no bound."""
+    used_tokens: _builtins.int
+    """Tokens of today's budget that are used, or reserved by replies that are being written."""
+    left_tokens: _builtins.int
+    """Tokens of today's budget that are left; absent where there is no bound."""
+    @_builtins.property
+    def days(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageOfDay]:
+        """Days and models with a cost, the latest day first."""
+
+    @_builtins.property
+    def reset_time(self) -> _timestamp_pb2.Timestamp:
+        """When the next day's budget begins."""
+
+    def __init__(
+        self,
+        *,
+        days: _abc.Iterable[Global___UsageOfDay] | None = ...,
+        budget_tokens: _builtins.int | None = ...,
+        used_tokens: _builtins.int = ...,
+        left_tokens: _builtins.int | None = ...,
+        reset_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_budget_tokens", b"_budget_tokens", "_left_tokens", b"_left_tokens", "budget_tokens", b"budget_tokens", "left_tokens", b"left_tokens", "reset_time", b"reset_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget_tokens", b"_budget_tokens", "_left_tokens", b"_left_tokens", "budget_tokens", b"budget_tokens", "days", b"days", "left_tokens", b"left_tokens", "reset_time", b"reset_time", "used_tokens", b"used_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__budget_tokens: _TypeAlias = _typing.Literal["budget_tokens"]  # noqa: Y015
+    _WhichOneofArgType__budget_tokens: _TypeAlias = _typing.Literal["_budget_tokens", b"_budget_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__left_tokens: _TypeAlias = _typing.Literal["left_tokens"]  # noqa: Y015
+    _WhichOneofArgType__left_tokens: _TypeAlias = _typing.Literal["_left_tokens", b"_left_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__budget_tokens) -> _WhichOneofReturnType__budget_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__left_tokens) -> _WhichOneofReturnType__left_tokens | None: ...
+
+Global___GetUsageResponse: _TypeAlias = GetUsageResponse  # noqa: Y015
+
+@_typing.final
+class UsageOfDay(_message.Message):
+    """What one model cost on one day."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    REPLIES_FIELD_NUMBER: _builtins.int
+    date: _builtins.str
+    """The day in UTC, as `2026-11-22`."""
+    model: _builtins.str
+    """The model."""
+    replies: _builtins.int
+    """How many replies."""
+    @_builtins.property
+    def usage(self) -> _conversation_pb2.Usage:
+        """Its tokens."""
+
+    def __init__(
+        self,
+        *,
+        date: _builtins.str = ...,
+        model: _builtins.str = ...,
+        usage: _conversation_pb2.Usage | None = ...,
+        replies: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["date", b"date", "model", b"model", "replies", b"replies", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageOfDay: _TypeAlias = UsageOfDay  # noqa: Y015

@@ -46,6 +46,41 @@ class ChatServiceStub:
                 request_serializer=parley_dot_chat_dot_v1_dot_chat__pb2.CompletionRequest.SerializeToString,
                 response_deserializer=parley_dot_chat_dot_v1_dot_chat__pb2.CompletionEvent.FromString,
                 _registered_method=True)
+        self.ProcessUtterance = channel.unary_unary(
+                '/parley.chat.v1.ChatService/ProcessUtterance',
+                request_serializer=parley_dot_chat_dot_v1_dot_chat__pb2.ProcessUtteranceRequest.SerializeToString,
+                response_deserializer=parley_dot_chat_dot_v1_dot_chat__pb2.Utterance.FromString,
+                _registered_method=True)
+        self.SubscribeGeneration = channel.unary_stream(
+                '/parley.chat.v1.ChatService/SubscribeGeneration',
+                request_serializer=parley_dot_chat_dot_v1_dot_chat__pb2.SubscribeGenerationRequest.SerializeToString,
+                response_deserializer=parley_dot_chat_dot_v1_dot_chat__pb2.CompletionEvent.FromString,
+                _registered_method=True)
+        self.GetGeneration = channel.unary_unary(
+                '/parley.chat.v1.ChatService/GetGeneration',
+                request_serializer=parley_dot_chat_dot_v1_dot_chat__pb2.GetGenerationRequest.SerializeToString,
+                response_deserializer=parley_dot_chat_dot_v1_dot_chat__pb2.Generation.FromString,
+                _registered_method=True)
+        self.CancelGeneration = channel.unary_unary(
+                '/parley.chat.v1.ChatService/CancelGeneration',
+                request_serializer=parley_dot_chat_dot_v1_dot_chat__pb2.CancelGenerationRequest.SerializeToString,
+                response_deserializer=parley_dot_chat_dot_v1_dot_chat__pb2.Generation.FromString,
+                _registered_method=True)
+        self.EditMessage = channel.unary_stream(
+                '/parley.chat.v1.ChatService/EditMessage',
+                request_serializer=parley_dot_chat_dot_v1_dot_chat__pb2.EditMessageRequest.SerializeToString,
+                response_deserializer=parley_dot_chat_dot_v1_dot_chat__pb2.CompletionEvent.FromString,
+                _registered_method=True)
+        self.RegenerateReply = channel.unary_stream(
+                '/parley.chat.v1.ChatService/RegenerateReply',
+                request_serializer=parley_dot_chat_dot_v1_dot_chat__pb2.RegenerateReplyRequest.SerializeToString,
+                response_deserializer=parley_dot_chat_dot_v1_dot_chat__pb2.CompletionEvent.FromString,
+                _registered_method=True)
+        self.GetUsage = channel.unary_unary(
+                '/parley.chat.v1.ChatService/GetUsage',
+                request_serializer=parley_dot_chat_dot_v1_dot_chat__pb2.GetUsageRequest.SerializeToString,
+                response_deserializer=parley_dot_chat_dot_v1_dot_chat__pb2.GetUsageResponse.FromString,
+                _registered_method=True)
 
 
 class ChatServiceServicer:
@@ -60,8 +95,8 @@ class ChatServiceServicer:
         finished one. A turn that failed is tried again; the user's message is stored once.
 
         Reasons: CONVERSATION_NOT_FOUND, CONVERSATION_BUSY, REQUEST_ID_REUSED, MODEL_REFUSED_REQUEST, MODEL_RATE_LIMITED,
-        MODEL_UNAVAILABLE, MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT, GENERATION_INTERRUPTED, TOO_MANY_GENERATIONS,
-        SERVICE_STOPPING.
+        MODEL_UNAVAILABLE, MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT, GENERATION_INTERRUPTED, GENERATION_CANCELLED,
+        TOO_MANY_GENERATIONS, TOKEN_BUDGET_SPENT, SERVICE_STOPPING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -75,7 +110,79 @@ class ChatServiceServicer:
 
         Reasons: CONVERSATION_NOT_FOUND, CONVERSATION_BUSY, REQUEST_ID_REUSED, TOO_MANY_GENERATIONS, SERVICE_STOPPING,
         READER_TOO_SLOW. In the `failed` event: MODEL_REFUSED_REQUEST, MODEL_RATE_LIMITED, MODEL_UNAVAILABLE,
-        MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT, GENERATION_INTERRUPTED.
+        MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT, GENERATION_INTERRUPTED, TOKEN_BUDGET_SPENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProcessUtterance(self, request, context):
+        """Answers what a person said aloud: the reply comes with a form of it that can be spoken. Without a `conversation_id` it
+        goes on with the person's last spoken conversation, unless that was silent for longer than the preference
+        `conversation_timeout_seconds`: then a new one begins.
+
+        Reasons: CONVERSATION_NOT_FOUND, CONVERSATION_BUSY, REQUEST_ID_REUSED, MODEL_REFUSED_REQUEST, MODEL_RATE_LIMITED,
+        MODEL_UNAVAILABLE, MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT, GENERATION_INTERRUPTED, GENERATION_CANCELLED,
+        TOO_MANY_GENERATIONS, TOKEN_BUDGET_SPENT, SERVICE_STOPPING.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubscribeGeneration(self, request, context):
+        """Follows a generation of the caller, on whichever replica it runs: first the events after `after_sequence` that are
+        there already, then each new one as it comes, to the terminal one; with heartbeats in silence. Several may follow at
+        once. Each event is the same as in the stream that began the turn, with the same sequence. After the terminal event
+        there is nothing: the stream ends at once without an event, over REST with status 204, so that a browser's EventSource
+        stops asking.
+
+        Reasons: GENERATION_NOT_FOUND, READER_TOO_SLOW, SERVICE_STOPPING.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGeneration(self, request, context):
+        """Tells how far a generation of the caller is.
+
+        Reasons: GENERATION_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelGeneration(self, request, context):
+        """Stops a generation of the caller, on whichever replica it runs, and keeps what was written of the reply. Returns it once
+        it has stopped. One that had ended before is returned as it is.
+
+        Reasons: GENERATION_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EditMessage(self, request, context):
+        """Says the user's message of the last turn anew, and answers it. What stood there before is kept as an earlier version
+        (ListMessages has it) and forgotten by memory. A stream as StreamCompletion's, and repeatable like it.
+
+        Reasons: as StreamCompletion, and MESSAGE_NOT_FOUND, NOT_LAST_TURN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RegenerateReply(self, request, context):
+        """Writes the reply of the last turn anew. The earlier reply is kept as an earlier version (ListMessages has it) and
+        forgotten by memory. A stream as StreamCompletion's, and repeatable like it.
+
+        Reasons: as StreamCompletion, and MESSAGE_NOT_FOUND, NOT_LAST_TURN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUsage(self, request, context):
+        """Tells what the caller's replies cost in tokens, by day (UTC) and model, and what is left of today's budget.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,6 +200,41 @@ def add_ChatServiceServicer_to_server(servicer, server):
                     servicer.StreamCompletion,
                     request_deserializer=parley_dot_chat_dot_v1_dot_chat__pb2.CompletionRequest.FromString,
                     response_serializer=parley_dot_chat_dot_v1_dot_chat__pb2.CompletionEvent.SerializeToString,
+            ),
+            'ProcessUtterance': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProcessUtterance,
+                    request_deserializer=parley_dot_chat_dot_v1_dot_chat__pb2.ProcessUtteranceRequest.FromString,
+                    response_serializer=parley_dot_chat_dot_v1_dot_chat__pb2.Utterance.SerializeToString,
+            ),
+            'SubscribeGeneration': grpc.unary_stream_rpc_method_handler(
+                    servicer.SubscribeGeneration,
+                    request_deserializer=parley_dot_chat_dot_v1_dot_chat__pb2.SubscribeGenerationRequest.FromString,
+                    response_serializer=parley_dot_chat_dot_v1_dot_chat__pb2.CompletionEvent.SerializeToString,
+            ),
+            'GetGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGeneration,
+                    request_deserializer=parley_dot_chat_dot_v1_dot_chat__pb2.GetGenerationRequest.FromString,
+                    response_serializer=parley_dot_chat_dot_v1_dot_chat__pb2.Generation.SerializeToString,
+            ),
+            'CancelGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelGeneration,
+                    request_deserializer=parley_dot_chat_dot_v1_dot_chat__pb2.CancelGenerationRequest.FromString,
+                    response_serializer=parley_dot_chat_dot_v1_dot_chat__pb2.Generation.SerializeToString,
+            ),
+            'EditMessage': grpc.unary_stream_rpc_method_handler(
+                    servicer.EditMessage,
+                    request_deserializer=parley_dot_chat_dot_v1_dot_chat__pb2.EditMessageRequest.FromString,
+                    response_serializer=parley_dot_chat_dot_v1_dot_chat__pb2.CompletionEvent.SerializeToString,
+            ),
+            'RegenerateReply': grpc.unary_stream_rpc_method_handler(
+                    servicer.RegenerateReply,
+                    request_deserializer=parley_dot_chat_dot_v1_dot_chat__pb2.RegenerateReplyRequest.FromString,
+                    response_serializer=parley_dot_chat_dot_v1_dot_chat__pb2.CompletionEvent.SerializeToString,
+            ),
+            'GetUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUsage,
+                    request_deserializer=parley_dot_chat_dot_v1_dot_chat__pb2.GetUsageRequest.FromString,
+                    response_serializer=parley_dot_chat_dot_v1_dot_chat__pb2.GetUsageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -151,6 +293,195 @@ class ChatService:
             '/parley.chat.v1.ChatService/StreamCompletion',
             parley_dot_chat_dot_v1_dot_chat__pb2.CompletionRequest.SerializeToString,
             parley_dot_chat_dot_v1_dot_chat__pb2.CompletionEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProcessUtterance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.chat.v1.ChatService/ProcessUtterance',
+            parley_dot_chat_dot_v1_dot_chat__pb2.ProcessUtteranceRequest.SerializeToString,
+            parley_dot_chat_dot_v1_dot_chat__pb2.Utterance.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubscribeGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/parley.chat.v1.ChatService/SubscribeGeneration',
+            parley_dot_chat_dot_v1_dot_chat__pb2.SubscribeGenerationRequest.SerializeToString,
+            parley_dot_chat_dot_v1_dot_chat__pb2.CompletionEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.chat.v1.ChatService/GetGeneration',
+            parley_dot_chat_dot_v1_dot_chat__pb2.GetGenerationRequest.SerializeToString,
+            parley_dot_chat_dot_v1_dot_chat__pb2.Generation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.chat.v1.ChatService/CancelGeneration',
+            parley_dot_chat_dot_v1_dot_chat__pb2.CancelGenerationRequest.SerializeToString,
+            parley_dot_chat_dot_v1_dot_chat__pb2.Generation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EditMessage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/parley.chat.v1.ChatService/EditMessage',
+            parley_dot_chat_dot_v1_dot_chat__pb2.EditMessageRequest.SerializeToString,
+            parley_dot_chat_dot_v1_dot_chat__pb2.CompletionEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegenerateReply(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/parley.chat.v1.ChatService/RegenerateReply',
+            parley_dot_chat_dot_v1_dot_chat__pb2.RegenerateReplyRequest.SerializeToString,
+            parley_dot_chat_dot_v1_dot_chat__pb2.CompletionEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.chat.v1.ChatService/GetUsage',
+            parley_dot_chat_dot_v1_dot_chat__pb2.GetUsageRequest.SerializeToString,
+            parley_dot_chat_dot_v1_dot_chat__pb2.GetUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,8 +25,8 @@ class ChatServiceStub:
     finished one. A turn that failed is tried again; the user's message is stored once.
 
     Reasons: CONVERSATION_NOT_FOUND, CONVERSATION_BUSY, REQUEST_ID_REUSED, MODEL_REFUSED_REQUEST, MODEL_RATE_LIMITED,
-    MODEL_UNAVAILABLE, MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT, GENERATION_INTERRUPTED, TOO_MANY_GENERATIONS,
-    SERVICE_STOPPING.
+    MODEL_UNAVAILABLE, MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT, GENERATION_INTERRUPTED, GENERATION_CANCELLED,
+    TOO_MANY_GENERATIONS, TOKEN_BUDGET_SPENT, SERVICE_STOPPING.
     """
     StreamCompletion: _aio.UnaryStreamMultiCallable[_chat_pb2.CompletionRequest, _chat_pb2.CompletionEvent]
     """Answers a message as a stream of events: `started` first, text as it comes, and exactly one of `completed`, `failed`
@@ -36,8 +36,51 @@ class ChatServiceStub:
 
     Reasons: CONVERSATION_NOT_FOUND, CONVERSATION_BUSY, REQUEST_ID_REUSED, TOO_MANY_GENERATIONS, SERVICE_STOPPING,
     READER_TOO_SLOW. In the `failed` event: MODEL_REFUSED_REQUEST, MODEL_RATE_LIMITED, MODEL_UNAVAILABLE,
-    MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT, GENERATION_INTERRUPTED.
+    MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT, GENERATION_INTERRUPTED, TOKEN_BUDGET_SPENT.
     """
+    ProcessUtterance: _aio.UnaryUnaryMultiCallable[_chat_pb2.ProcessUtteranceRequest, _chat_pb2.Utterance]
+    """Answers what a person said aloud: the reply comes with a form of it that can be spoken. Without a `conversation_id` it
+    goes on with the person's last spoken conversation, unless that was silent for longer than the preference
+    `conversation_timeout_seconds`: then a new one begins.
+
+    Reasons: CONVERSATION_NOT_FOUND, CONVERSATION_BUSY, REQUEST_ID_REUSED, MODEL_REFUSED_REQUEST, MODEL_RATE_LIMITED,
+    MODEL_UNAVAILABLE, MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT, GENERATION_INTERRUPTED, GENERATION_CANCELLED,
+    TOO_MANY_GENERATIONS, TOKEN_BUDGET_SPENT, SERVICE_STOPPING.
+    """
+    SubscribeGeneration: _aio.UnaryStreamMultiCallable[_chat_pb2.SubscribeGenerationRequest, _chat_pb2.CompletionEvent]
+    """Follows a generation of the caller, on whichever replica it runs: first the events after `after_sequence` that are
+    there already, then each new one as it comes, to the terminal one; with heartbeats in silence. Several may follow at
+    once. Each event is the same as in the stream that began the turn, with the same sequence. After the terminal event
+    there is nothing: the stream ends at once without an event, over REST with status 204, so that a browser's EventSource
+    stops asking.
+
+    Reasons: GENERATION_NOT_FOUND, READER_TOO_SLOW, SERVICE_STOPPING.
+    """
+    GetGeneration: _aio.UnaryUnaryMultiCallable[_chat_pb2.GetGenerationRequest, _chat_pb2.Generation]
+    """Tells how far a generation of the caller is.
+
+    Reasons: GENERATION_NOT_FOUND.
+    """
+    CancelGeneration: _aio.UnaryUnaryMultiCallable[_chat_pb2.CancelGenerationRequest, _chat_pb2.Generation]
+    """Stops a generation of the caller, on whichever replica it runs, and keeps what was written of the reply. Returns it once
+    it has stopped. One that had ended before is returned as it is.
+
+    Reasons: GENERATION_NOT_FOUND.
+    """
+    EditMessage: _aio.UnaryStreamMultiCallable[_chat_pb2.EditMessageRequest, _chat_pb2.CompletionEvent]
+    """Says the user's message of the last turn anew, and answers it. What stood there before is kept as an earlier version
+    (ListMessages has it) and forgotten by memory. A stream as StreamCompletion's, and repeatable like it.
+
+    Reasons: as StreamCompletion, and MESSAGE_NOT_FOUND, NOT_LAST_TURN.
+    """
+    RegenerateReply: _aio.UnaryStreamMultiCallable[_chat_pb2.RegenerateReplyRequest, _chat_pb2.CompletionEvent]
+    """Writes the reply of the last turn anew. The earlier reply is kept as an earlier version (ListMessages has it) and
+    forgotten by memory. A stream as StreamCompletion's, and repeatable like it.
+
+    Reasons: as StreamCompletion, and MESSAGE_NOT_FOUND, NOT_LAST_TURN.
+    """
+    GetUsage: _aio.UnaryUnaryMultiCallable[_chat_pb2.GetUsageRequest, _chat_pb2.GetUsageResponse]
+    """Tells what the caller's replies cost in tokens, by day (UTC) and model, and what is left of today's budget."""
 
 class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers the user. A turn belongs to the service, not to the call: a client that loses its connection and repeats the call
@@ -56,8 +99,8 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         finished one. A turn that failed is tried again; the user's message is stored once.
 
         Reasons: CONVERSATION_NOT_FOUND, CONVERSATION_BUSY, REQUEST_ID_REUSED, MODEL_REFUSED_REQUEST, MODEL_RATE_LIMITED,
-        MODEL_UNAVAILABLE, MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT, GENERATION_INTERRUPTED, TOO_MANY_GENERATIONS,
-        SERVICE_STOPPING.
+        MODEL_UNAVAILABLE, MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT, GENERATION_INTERRUPTED, GENERATION_CANCELLED,
+        TOO_MANY_GENERATIONS, TOKEN_BUDGET_SPENT, SERVICE_STOPPING.
         """
 
     @_abc_1.abstractmethod
@@ -73,7 +116,92 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Reasons: CONVERSATION_NOT_FOUND, CONVERSATION_BUSY, REQUEST_ID_REUSED, TOO_MANY_GENERATIONS, SERVICE_STOPPING,
         READER_TOO_SLOW. In the `failed` event: MODEL_REFUSED_REQUEST, MODEL_RATE_LIMITED, MODEL_UNAVAILABLE,
-        MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT, GENERATION_INTERRUPTED.
+        MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT, GENERATION_INTERRUPTED, TOKEN_BUDGET_SPENT.
         """
+
+    @_abc_1.abstractmethod
+    def ProcessUtterance(
+        self,
+        request: _chat_pb2.ProcessUtteranceRequest,
+        context: _aio.ServicerContext[_chat_pb2.ProcessUtteranceRequest, _abc.Awaitable[_chat_pb2.Utterance]],
+    ) -> _abc.Awaitable[_chat_pb2.Utterance]:
+        """Answers what a person said aloud: the reply comes with a form of it that can be spoken. Without a `conversation_id` it
+        goes on with the person's last spoken conversation, unless that was silent for longer than the preference
+        `conversation_timeout_seconds`: then a new one begins.
+
+        Reasons: CONVERSATION_NOT_FOUND, CONVERSATION_BUSY, REQUEST_ID_REUSED, MODEL_REFUSED_REQUEST, MODEL_RATE_LIMITED,
+        MODEL_UNAVAILABLE, MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT, GENERATION_INTERRUPTED, GENERATION_CANCELLED,
+        TOO_MANY_GENERATIONS, TOKEN_BUDGET_SPENT, SERVICE_STOPPING.
+        """
+
+    @_abc_1.abstractmethod
+    def SubscribeGeneration(
+        self,
+        request: _chat_pb2.SubscribeGenerationRequest,
+        context: _aio.ServicerContext[_chat_pb2.SubscribeGenerationRequest, _abc.AsyncIterator[_chat_pb2.CompletionEvent]],
+    ) -> _abc.AsyncIterator[_chat_pb2.CompletionEvent]:
+        """Follows a generation of the caller, on whichever replica it runs: first the events after `after_sequence` that are
+        there already, then each new one as it comes, to the terminal one; with heartbeats in silence. Several may follow at
+        once. Each event is the same as in the stream that began the turn, with the same sequence. After the terminal event
+        there is nothing: the stream ends at once without an event, over REST with status 204, so that a browser's EventSource
+        stops asking.
+
+        Reasons: GENERATION_NOT_FOUND, READER_TOO_SLOW, SERVICE_STOPPING.
+        """
+
+    @_abc_1.abstractmethod
+    def GetGeneration(
+        self,
+        request: _chat_pb2.GetGenerationRequest,
+        context: _aio.ServicerContext[_chat_pb2.GetGenerationRequest, _abc.Awaitable[_chat_pb2.Generation]],
+    ) -> _abc.Awaitable[_chat_pb2.Generation]:
+        """Tells how far a generation of the caller is.
+
+        Reasons: GENERATION_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelGeneration(
+        self,
+        request: _chat_pb2.CancelGenerationRequest,
+        context: _aio.ServicerContext[_chat_pb2.CancelGenerationRequest, _abc.Awaitable[_chat_pb2.Generation]],
+    ) -> _abc.Awaitable[_chat_pb2.Generation]:
+        """Stops a generation of the caller, on whichever replica it runs, and keeps what was written of the reply. Returns it once
+        it has stopped. One that had ended before is returned as it is.
+
+        Reasons: GENERATION_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def EditMessage(
+        self,
+        request: _chat_pb2.EditMessageRequest,
+        context: _aio.ServicerContext[_chat_pb2.EditMessageRequest, _abc.AsyncIterator[_chat_pb2.CompletionEvent]],
+    ) -> _abc.AsyncIterator[_chat_pb2.CompletionEvent]:
+        """Says the user's message of the last turn anew, and answers it. What stood there before is kept as an earlier version
+        (ListMessages has it) and forgotten by memory. A stream as StreamCompletion's, and repeatable like it.
+
+        Reasons: as StreamCompletion, and MESSAGE_NOT_FOUND, NOT_LAST_TURN.
+        """
+
+    @_abc_1.abstractmethod
+    def RegenerateReply(
+        self,
+        request: _chat_pb2.RegenerateReplyRequest,
+        context: _aio.ServicerContext[_chat_pb2.RegenerateReplyRequest, _abc.AsyncIterator[_chat_pb2.CompletionEvent]],
+    ) -> _abc.AsyncIterator[_chat_pb2.CompletionEvent]:
+        """Writes the reply of the last turn anew. The earlier reply is kept as an earlier version (ListMessages has it) and
+        forgotten by memory. A stream as StreamCompletion's, and repeatable like it.
+
+        Reasons: as StreamCompletion, and MESSAGE_NOT_FOUND, NOT_LAST_TURN.
+        """
+
+    @_abc_1.abstractmethod
+    def GetUsage(
+        self,
+        request: _chat_pb2.GetUsageRequest,
+        context: _aio.ServicerContext[_chat_pb2.GetUsageRequest, _abc.Awaitable[_chat_pb2.GetUsageResponse]],
+    ) -> _abc.Awaitable[_chat_pb2.GetUsageResponse]:
+        """Tells what the caller's replies cost in tokens, by day (UTC) and model, and what is left of today's budget."""
 
 def add_ChatServiceServicer_to_server(servicer: ChatServiceServicer, server: _aio.Server) -> None: ...

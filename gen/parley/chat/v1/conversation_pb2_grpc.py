@@ -70,6 +70,11 @@ class ConversationServiceStub:
                 request_serializer=parley_dot_chat_dot_v1_dot_conversation__pb2.GetFullConversationRequest.SerializeToString,
                 response_deserializer=parley_dot_chat_dot_v1_dot_conversation__pb2.FullConversation.FromString,
                 _registered_method=True)
+        self.SearchConversations = channel.unary_unary(
+                '/parley.chat.v1.ConversationService/SearchConversations',
+                request_serializer=parley_dot_chat_dot_v1_dot_conversation__pb2.SearchConversationsRequest.SerializeToString,
+                response_deserializer=parley_dot_chat_dot_v1_dot_conversation__pb2.SearchConversationsResponse.FromString,
+                _registered_method=True)
 
 
 class ConversationServiceServicer:
@@ -140,6 +145,16 @@ class ConversationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SearchConversations(self, request, context):
+        """Finds the caller's conversations by words in their titles and messages, the best first: every word must occur, in any
+        order; the last one may be the beginning of a word. Earlier versions of messages are not searched.
+
+        Reasons: INVALID_PAGE_TOKEN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ConversationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -177,6 +192,11 @@ def add_ConversationServiceServicer_to_server(servicer, server):
                     servicer.GetFullConversation,
                     request_deserializer=parley_dot_chat_dot_v1_dot_conversation__pb2.GetFullConversationRequest.FromString,
                     response_serializer=parley_dot_chat_dot_v1_dot_conversation__pb2.FullConversation.SerializeToString,
+            ),
+            'SearchConversations': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchConversations,
+                    request_deserializer=parley_dot_chat_dot_v1_dot_conversation__pb2.SearchConversationsRequest.FromString,
+                    response_serializer=parley_dot_chat_dot_v1_dot_conversation__pb2.SearchConversationsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -369,6 +389,33 @@ class ConversationService:
             '/parley.chat.v1.ConversationService/GetFullConversation',
             parley_dot_chat_dot_v1_dot_conversation__pb2.GetFullConversationRequest.SerializeToString,
             parley_dot_chat_dot_v1_dot_conversation__pb2.FullConversation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchConversations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.chat.v1.ConversationService/SearchConversations',
+            parley_dot_chat_dot_v1_dot_conversation__pb2.SearchConversationsRequest.SerializeToString,
+            parley_dot_chat_dot_v1_dot_conversation__pb2.SearchConversationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,12 @@ class ConversationServiceStub:
 
     Reasons: CONVERSATION_NOT_FOUND.
     """
+    SearchConversations: _aio.UnaryUnaryMultiCallable[_conversation_pb2.SearchConversationsRequest, _conversation_pb2.SearchConversationsResponse]
+    """Finds the caller's conversations by words in their titles and messages, the best first: every word must occur, in any
+    order; the last one may be the beginning of a word. Earlier versions of messages are not searched.
+
+    Reasons: INVALID_PAGE_TOKEN.
+    """
 
 class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
     """The caller's conversations. Somebody else's conversation answers exactly like one that does not exist."""
@@ -132,6 +138,18 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns a conversation and its latest messages, at most 1,000, in their order.
 
         Reasons: CONVERSATION_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def SearchConversations(
+        self,
+        request: _conversation_pb2.SearchConversationsRequest,
+        context: _aio.ServicerContext[_conversation_pb2.SearchConversationsRequest, _abc.Awaitable[_conversation_pb2.SearchConversationsResponse]],
+    ) -> _abc.Awaitable[_conversation_pb2.SearchConversationsResponse]:
+        """Finds the caller's conversations by words in their titles and messages, the best first: every word must occur, in any
+        order; the last one may be the beginning of a word. Earlier versions of messages are not searched.
+
+        Reasons: INVALID_PAGE_TOKEN.
         """
 
 def add_ConversationServiceServicer_to_server(servicer: ConversationServiceServicer, server: _aio.Server) -> None: ...

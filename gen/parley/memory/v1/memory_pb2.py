@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from parley.options.v1 import options_pb2 as parley_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dparley/memory/v1/memory.proto\x12\x10parley.memory.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fparley/options/v1/options.proto\"\xea\x01\n\x0e\x43ontextMessage\x12\x1e\n\nmessage_id\x18\x01 \x01(\tB\n\xb2\xbb\x18\x06\x08\x01\x18$P\x01\x12\x1f\n\x08sequence\x18\x02 \x01(\x05\x42\r\xb2\xbb\x18\t9\x00\x00\x00\x00\x00\x00\xf0?\x12%\n\x04role\x18\x03 \x01(\tB\x17\xb2\xbb\x18\x13\x08\x01\x32\x04user2\tassistant\x12\x16\n\x04text\x18\x04 \x01(\tB\x08\xb2\xbb\x18\x04\x18\x80\xb5\x18\x12\x1f\n\x08revision\x18\x06 \x01(\x05\x42\r\xb2\xbb\x18\t9\x00\x00\x00\x00\x00\x00\x00\x00\x12\x37\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xb2\xbb\x18\x02\x08\x01\"b\n\x16\x41ssembleContextRequest\x12#\n\x0f\x63onversation_id\x18\x01 \x01(\tB\n\xb2\xbb\x18\x06\x08\x01\x18$P\x01\x12#\n\x0ctoken_budget\x18\x02 \x01(\x05\x42\r\xb2\xbb\x18\t9\x00\x00\x00\x00\x00\x00\x00\x00\"y\n\x17\x41ssembleContextResponse\x12\x32\n\x08messages\x18\x01 \x03(\x0b\x32 .parley.memory.v1.ContextMessage\x12\x15\n\rlast_sequence\x18\x02 \x01(\x05\x12\x13\n\x0btoken_count\x18\x03 \x01(\x05\"v\n\x11RecordTurnRequest\x12#\n\x0f\x63onversation_id\x18\x01 \x01(\tB\n\xb2\xbb\x18\x06\x08\x01\x18$P\x01\x12<\n\x08messages\x18\x02 \x03(\x0b\x32 .parley.memory.v1.ContextMessageB\x08\xb2\xbb\x18\x04\x08\x01Hd\"+\n\x12RecordTurnResponse\x12\x15\n\rlast_sequence\x18\x01 \x01(\x05\"e\n\x18InvalidateContextRequest\x12#\n\x0f\x63onversation_id\x18\x01 \x01(\tB\n\xb2\xbb\x18\x06\x08\x01\x18$P\x01\x12$\n\rfrom_sequence\x18\x02 \x01(\x05\x42\r\xb2\xbb\x18\t9\x00\x00\x00\x00\x00\x00\x00\x00\"7\n\x19InvalidateContextResponse\x12\x1a\n\x12\x66orgotten_messages\x18\x01 \x01(\x05\x32\xd0\x02\n\rMemoryService\x12l\n\x0f\x41ssembleContext\x12(.parley.memory.v1.AssembleContextRequest\x1a).parley.memory.v1.AssembleContextResponse\"\x04\xa8\xbb\x18\x04\x12]\n\nRecordTurn\x12#.parley.memory.v1.RecordTurnRequest\x1a$.parley.memory.v1.RecordTurnResponse\"\x04\xa8\xbb\x18\x04\x12r\n\x11InvalidateContext\x12*.parley.memory.v1.InvalidateContextRequest\x1a+.parley.memory.v1.InvalidateContextResponse\"\x04\xa8\xbb\x18\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dparley/memory/v1/memory.proto\x12\x10parley.memory.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fparley/options/v1/options.proto\"\xea\x01\n\x0e\x43ontextMessage\x12\x1e\n\nmessage_id\x18\x01 \x01(\tB\n\xb2\xbb\x18\x06\x08\x01\x18$P\x01\x12\x1f\n\x08sequence\x18\x02 \x01(\x05\x42\r\xb2\xbb\x18\t9\x00\x00\x00\x00\x00\x00\xf0?\x12%\n\x04role\x18\x03 \x01(\tB\x17\xb2\xbb\x18\x13\x08\x01\x32\x04user2\tassistant\x12\x16\n\x04text\x18\x04 \x01(\tB\x08\xb2\xbb\x18\x04\x18\x80\xb5\x18\x12\x1f\n\x08revision\x18\x06 \x01(\x05\x42\r\xb2\xbb\x18\t9\x00\x00\x00\x00\x00\x00\x00\x00\x12\x37\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xb2\xbb\x18\x02\x08\x01\"b\n\x16\x41ssembleContextRequest\x12#\n\x0f\x63onversation_id\x18\x01 \x01(\tB\n\xb2\xbb\x18\x06\x08\x01\x18$P\x01\x12#\n\x0ctoken_budget\x18\x02 \x01(\x05\x42\r\xb2\xbb\x18\t9\x00\x00\x00\x00\x00\x00\x00\x00\"y\n\x17\x41ssembleContextResponse\x12\x32\n\x08messages\x18\x01 \x03(\x0b\x32 .parley.memory.v1.ContextMessage\x12\x15\n\rlast_sequence\x18\x02 \x01(\x05\x12\x13\n\x0btoken_count\x18\x03 \x01(\x05\"v\n\x11RecordTurnRequest\x12#\n\x0f\x63onversation_id\x18\x01 \x01(\tB\n\xb2\xbb\x18\x06\x08\x01\x18$P\x01\x12<\n\x08messages\x18\x02 \x03(\x0b\x32 .parley.memory.v1.ContextMessageB\x08\xb2\xbb\x18\x04\x08\x01Hd\"+\n\x12RecordTurnResponse\x12\x15\n\rlast_sequence\x18\x01 \x01(\x05\"\x93\x01\n\x11\x43onversationTurns\x12\x1b\n\x07user_id\x18\x01 \x01(\tB\n\xb2\xbb\x18\x06\x08\x01\x18$P\x01\x12#\n\x0f\x63onversation_id\x18\x02 \x01(\tB\n\xb2\xbb\x18\x06\x08\x01\x18$P\x01\x12<\n\x08messages\x18\x03 \x03(\x0b\x32 .parley.memory.v1.ContextMessageB\x08\xb2\xbb\x18\x04\x08\x01Hd\"[\n\x12RecordTurnsRequest\x12\x45\n\rconversations\x18\x01 \x03(\x0b\x32#.parley.memory.v1.ConversationTurnsB\t\xb2\xbb\x18\x05\x08\x01H\xf4\x03\"7\n\x13RecordTurnsResponse\x12 \n\x18refused_conversation_ids\x18\x01 \x03(\t\"e\n\x18InvalidateContextRequest\x12#\n\x0f\x63onversation_id\x18\x01 \x01(\tB\n\xb2\xbb\x18\x06\x08\x01\x18$P\x01\x12$\n\rfrom_sequence\x18\x02 \x01(\x05\x42\r\xb2\xbb\x18\t9\x00\x00\x00\x00\x00\x00\x00\x00\"7\n\x19InvalidateContextResponse\x12\x1a\n\x12\x66orgotten_messages\x18\x01 \x01(\x05\x32\xb2\x03\n\rMemoryService\x12l\n\x0f\x41ssembleContext\x12(.parley.memory.v1.AssembleContextRequest\x1a).parley.memory.v1.AssembleContextResponse\"\x04\xa8\xbb\x18\x04\x12]\n\nRecordTurn\x12#.parley.memory.v1.RecordTurnRequest\x1a$.parley.memory.v1.RecordTurnResponse\"\x04\xa8\xbb\x18\x04\x12`\n\x0bRecordTurns\x12$.parley.memory.v1.RecordTurnsRequest\x1a%.parley.memory.v1.RecordTurnsResponse\"\x04\xa8\xbb\x18\x04\x12r\n\x11InvalidateContext\x12*.parley.memory.v1.InvalidateContextRequest\x1a+.parley.memory.v1.InvalidateContextResponse\"\x04\xa8\xbb\x18\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,6 +53,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECORDTURNREQUEST'].fields_by_name['conversation_id']._serialized_options = b'\262\273\030\006\010\001\030$P\001'
   _globals['_RECORDTURNREQUEST'].fields_by_name['messages']._loaded_options = None
   _globals['_RECORDTURNREQUEST'].fields_by_name['messages']._serialized_options = b'\262\273\030\004\010\001Hd'
+  _globals['_CONVERSATIONTURNS'].fields_by_name['user_id']._loaded_options = None
+  _globals['_CONVERSATIONTURNS'].fields_by_name['user_id']._serialized_options = b'\262\273\030\006\010\001\030$P\001'
+  _globals['_CONVERSATIONTURNS'].fields_by_name['conversation_id']._loaded_options = None
+  _globals['_CONVERSATIONTURNS'].fields_by_name['conversation_id']._serialized_options = b'\262\273\030\006\010\001\030$P\001'
+  _globals['_CONVERSATIONTURNS'].fields_by_name['messages']._loaded_options = None
+  _globals['_CONVERSATIONTURNS'].fields_by_name['messages']._serialized_options = b'\262\273\030\004\010\001Hd'
+  _globals['_RECORDTURNSREQUEST'].fields_by_name['conversations']._loaded_options = None
+  _globals['_RECORDTURNSREQUEST'].fields_by_name['conversations']._serialized_options = b'\262\273\030\005\010\001H\364\003'
   _globals['_INVALIDATECONTEXTREQUEST'].fields_by_name['conversation_id']._loaded_options = None
   _globals['_INVALIDATECONTEXTREQUEST'].fields_by_name['conversation_id']._serialized_options = b'\262\273\030\006\010\001\030$P\001'
   _globals['_INVALIDATECONTEXTREQUEST'].fields_by_name['from_sequence']._loaded_options = None
@@ -61,6 +69,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MEMORYSERVICE'].methods_by_name['AssembleContext']._serialized_options = b'\250\273\030\004'
   _globals['_MEMORYSERVICE'].methods_by_name['RecordTurn']._loaded_options = None
   _globals['_MEMORYSERVICE'].methods_by_name['RecordTurn']._serialized_options = b'\250\273\030\004'
+  _globals['_MEMORYSERVICE'].methods_by_name['RecordTurns']._loaded_options = None
+  _globals['_MEMORYSERVICE'].methods_by_name['RecordTurns']._serialized_options = b'\250\273\030\004'
   _globals['_MEMORYSERVICE'].methods_by_name['InvalidateContext']._loaded_options = None
   _globals['_MEMORYSERVICE'].methods_by_name['InvalidateContext']._serialized_options = b'\250\273\030\004'
   _globals['_CONTEXTMESSAGE']._serialized_start=118
@@ -73,10 +83,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECORDTURNREQUEST']._serialized_end=695
   _globals['_RECORDTURNRESPONSE']._serialized_start=697
   _globals['_RECORDTURNRESPONSE']._serialized_end=740
-  _globals['_INVALIDATECONTEXTREQUEST']._serialized_start=742
-  _globals['_INVALIDATECONTEXTREQUEST']._serialized_end=843
-  _globals['_INVALIDATECONTEXTRESPONSE']._serialized_start=845
-  _globals['_INVALIDATECONTEXTRESPONSE']._serialized_end=900
-  _globals['_MEMORYSERVICE']._serialized_start=903
-  _globals['_MEMORYSERVICE']._serialized_end=1239
+  _globals['_CONVERSATIONTURNS']._serialized_start=743
+  _globals['_CONVERSATIONTURNS']._serialized_end=890
+  _globals['_RECORDTURNSREQUEST']._serialized_start=892
+  _globals['_RECORDTURNSREQUEST']._serialized_end=983
+  _globals['_RECORDTURNSRESPONSE']._serialized_start=985
+  _globals['_RECORDTURNSRESPONSE']._serialized_end=1040
+  _globals['_INVALIDATECONTEXTREQUEST']._serialized_start=1042
+  _globals['_INVALIDATECONTEXTREQUEST']._serialized_end=1143
+  _globals['_INVALIDATECONTEXTRESPONSE']._serialized_start=1145
+  _globals['_INVALIDATECONTEXTRESPONSE']._serialized_end=1200
+  _globals['_MEMORYSERVICE']._serialized_start=1203
+  _globals['_MEMORYSERVICE']._serialized_end=1637
 # @@protoc_insertion_point(module_scope)

@@ -172,6 +172,86 @@ class RecordTurnResponse(_message.Message):
 Global___RecordTurnResponse: _TypeAlias = RecordTurnResponse  # noqa: Y015
 
 @_typing.final
+class ConversationTurns(_message.Message):
+    """Turns of one conversation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """Required. UUID of the user whose conversation it is."""
+    conversation_id: _builtins.str
+    """Required. UUID of the conversation."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContextMessage]:
+        """Required. The messages of its turns, in order."""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        conversation_id: _builtins.str = ...,
+        messages: _abc.Iterable[Global___ContextMessage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "messages", b"messages", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConversationTurns: _TypeAlias = ConversationTurns  # noqa: Y015
+
+@_typing.final
+class RecordTurnsRequest(_message.Message):
+    """Request of RecordTurns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def conversations(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConversationTurns]:
+        """Required. The conversations, each once."""
+
+    def __init__(
+        self,
+        *,
+        conversations: _abc.Iterable[Global___ConversationTurns] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversations", b"conversations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordTurnsRequest: _TypeAlias = RecordTurnsRequest  # noqa: Y015
+
+@_typing.final
+class RecordTurnsResponse(_message.Message):
+    """Answer of RecordTurns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFUSED_CONVERSATION_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def refused_conversation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The conversations of which nothing was recorded, because a message contradicts what is known: another place, another conversation."""
+
+    def __init__(
+        self,
+        *,
+        refused_conversation_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refused_conversation_ids", b"refused_conversation_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordTurnsResponse: _TypeAlias = RecordTurnsResponse  # noqa: Y015
+
+@_typing.final
 class InvalidateContextRequest(_message.Message):
     """Request of InvalidateContext."""
 

@@ -46,6 +46,11 @@ class MemoryServiceStub:
                 request_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.RecordTurnRequest.SerializeToString,
                 response_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.RecordTurnResponse.FromString,
                 _registered_method=True)
+        self.RecordTurns = channel.unary_unary(
+                '/parley.memory.v1.MemoryService/RecordTurns',
+                request_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.RecordTurnsRequest.SerializeToString,
+                response_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.RecordTurnsResponse.FromString,
+                _registered_method=True)
         self.InvalidateContext = channel.unary_unary(
                 '/parley.memory.v1.MemoryService/InvalidateContext',
                 request_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.InvalidateContextRequest.SerializeToString,
@@ -75,6 +80,16 @@ class MemoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecordTurns(self, request, context):
+        """Records finished turns of many conversations, of whichever users, in one transaction; each as RecordTurn does it. For chat, which
+        owns the conversations: whose one is, is its word, as it is when chat asks for a token on behalf of a user. A call made on
+        behalf of a user is refused. A conversation whose messages contradict what is known is left out and named in the answer.
+        Reasons: ACCESS_DENIED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def InvalidateContext(self, request, context):
         """Forgets a conversation that was deleted, or its end that was edited away, in every tier. Idempotent.
         """
@@ -94,6 +109,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.RecordTurn,
                     request_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.RecordTurnRequest.FromString,
                     response_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.RecordTurnResponse.SerializeToString,
+            ),
+            'RecordTurns': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordTurns,
+                    request_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.RecordTurnsRequest.FromString,
+                    response_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.RecordTurnsResponse.SerializeToString,
             ),
             'InvalidateContext': grpc.unary_unary_rpc_method_handler(
                     servicer.InvalidateContext,
@@ -157,6 +177,33 @@ class MemoryService:
             '/parley.memory.v1.MemoryService/RecordTurn',
             parley_dot_memory_dot_v1_dot_memory__pb2.RecordTurnRequest.SerializeToString,
             parley_dot_memory_dot_v1_dot_memory__pb2.RecordTurnResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordTurns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.memory.v1.MemoryService/RecordTurns',
+            parley_dot_memory_dot_v1_dot_memory__pb2.RecordTurnsRequest.SerializeToString,
+            parley_dot_memory_dot_v1_dot_memory__pb2.RecordTurnsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,6 +27,12 @@ class MemoryServiceStub:
     """Records a finished turn. Idempotent by message id and revision: the same turn twice is one turn. A turn of a conversation that was
     deleted is dropped without error, so that a late repeat brings nothing back.
     """
+    RecordTurns: _aio.UnaryUnaryMultiCallable[_memory_pb2.RecordTurnsRequest, _memory_pb2.RecordTurnsResponse]
+    """Records finished turns of many conversations, of whichever users, in one transaction; each as RecordTurn does it. For chat, which
+    owns the conversations: whose one is, is its word, as it is when chat asks for a token on behalf of a user. A call made on
+    behalf of a user is refused. A conversation whose messages contradict what is known is left out and named in the answer.
+    Reasons: ACCESS_DENIED.
+    """
     InvalidateContext: _aio.UnaryUnaryMultiCallable[_memory_pb2.InvalidateContextRequest, _memory_pb2.InvalidateContextResponse]
     """Forgets a conversation that was deleted, or its end that was edited away, in every tier. Idempotent."""
 
@@ -54,6 +60,18 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_memory_pb2.RecordTurnResponse]:
         """Records a finished turn. Idempotent by message id and revision: the same turn twice is one turn. A turn of a conversation that was
         deleted is dropped without error, so that a late repeat brings nothing back.
+        """
+
+    @_abc_1.abstractmethod
+    def RecordTurns(
+        self,
+        request: _memory_pb2.RecordTurnsRequest,
+        context: _aio.ServicerContext[_memory_pb2.RecordTurnsRequest, _abc.Awaitable[_memory_pb2.RecordTurnsResponse]],
+    ) -> _abc.Awaitable[_memory_pb2.RecordTurnsResponse]:
+        """Records finished turns of many conversations, of whichever users, in one transaction; each as RecordTurn does it. For chat, which
+        owns the conversations: whose one is, is its word, as it is when chat asks for a token on behalf of a user. A call made on
+        behalf of a user is refused. A conversation whose messages contradict what is known is left out and named in the answer.
+        Reasons: ACCESS_DENIED.
         """
 
     @_abc_1.abstractmethod

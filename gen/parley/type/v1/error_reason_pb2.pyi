@@ -104,6 +104,22 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """There is no such conversation of the caller.
       NOT_FOUND {"reason": "CONVERSATION_NOT_FOUND", "metadata": {"conversation_id": "0199…"}}
     """
+    ERROR_REASON_GENERATION_NOT_FOUND: _ErrorReason.ValueType  # 33
+    """There is no such generation of the caller.
+      NOT_FOUND {"reason": "GENERATION_NOT_FOUND", "metadata": {"generation_id": "0199…"}}
+    """
+    ERROR_REASON_MESSAGE_NOT_FOUND: _ErrorReason.ValueType  # 34
+    """There is no such message in this conversation of the caller.
+      NOT_FOUND {"reason": "MESSAGE_NOT_FOUND", "metadata": {"message_id": "0199…"}}
+    """
+    ERROR_REASON_TASK_NOT_FOUND: _ErrorReason.ValueType  # 35
+    """There is no such task of the caller.
+      NOT_FOUND {"reason": "TASK_NOT_FOUND", "metadata": {"task_id": "0199…"}}
+    """
+    ERROR_REASON_MCP_SERVER_NOT_FOUND: _ErrorReason.ValueType  # 36
+    """There is no such MCP server of the caller.
+      NOT_FOUND {"reason": "MCP_SERVER_NOT_FOUND", "metadata": {"mcp_server_id": "0199…"}}
+    """
     ERROR_REASON_USERNAME_TAKEN: _ErrorReason.ValueType  # 40
     """The username is taken.
       ALREADY_EXISTS {"reason": "USERNAME_TAKEN", "metadata": {"username": "ana"}}
@@ -124,6 +140,22 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Two changes met; the call changed nothing and can be repeated.
       ABORTED {"reason": "CONFLICT", "metadata": {}}
     """
+    ERROR_REASON_LABEL_TAKEN: _ErrorReason.ValueType  # 45
+    """The caller keeps another MCP server under this label.
+      ALREADY_EXISTS {"reason": "LABEL_TAKEN", "metadata": {"label": "notes"}}
+    """
+    ERROR_REASON_PREFERENCES_EXIST: _ErrorReason.ValueType  # 46
+    """The caller has preferences already.
+      ALREADY_EXISTS {"reason": "PREFERENCES_EXIST", "metadata": {}}
+    """
+    ERROR_REASON_NOT_LAST_TURN: _ErrorReason.ValueType  # 47
+    """Only the last turn of a conversation can be said or answered anew.
+      FAILED_PRECONDITION {"reason": "NOT_LAST_TURN", "metadata": {"message_id": "0199…"}}
+    """
+    ERROR_REASON_GENERATION_CANCELLED: _ErrorReason.ValueType  # 48
+    """The reply was cancelled while this call waited for it; what was written is kept.
+      ABORTED {"reason": "GENERATION_CANCELLED", "metadata": {"generation_id": "0199…"}}
+    """
     ERROR_REASON_MODEL_RATE_LIMITED: _ErrorReason.ValueType  # 50
     """The model's provider limits us; `RetryInfo` says how long to wait.
       RESOURCE_EXHAUSTED {"reason": "MODEL_RATE_LIMITED", "metadata": {"model": "gpt-5-mini"}}
@@ -135,6 +167,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_READER_TOO_SLOW: _ErrorReason.ValueType  # 52
     """The subscriber read too slowly and was cut; the generation goes on.
       RESOURCE_EXHAUSTED {"reason": "READER_TOO_SLOW", "metadata": {"last_sequence": "812"}}
+    """
+    ERROR_REASON_TOKEN_BUDGET_SPENT: _ErrorReason.ValueType  # 53
+    """The caller's tokens of today are used or reserved; `RetryInfo` says when the next day begins.
+      RESOURCE_EXHAUSTED {"reason": "TOKEN_BUDGET_SPENT", "metadata": {"budget_tokens": "200000"}}
+    """
+    ERROR_REASON_LIMIT_REACHED: _ErrorReason.ValueType  # 54
+    """The caller keeps as many of these as a user may: delete some.
+      RESOURCE_EXHAUSTED {"reason": "LIMIT_REACHED", "metadata": {"kind": "tasks", "limit": "5000"}}
     """
     ERROR_REASON_DEPENDENCY_UNAVAILABLE: _ErrorReason.ValueType  # 60
     """A part that this call needs (database, another service) did not answer.
@@ -258,6 +298,22 @@ ERROR_REASON_CONVERSATION_NOT_FOUND: ErrorReason.ValueType  # 32
 """There is no such conversation of the caller.
   NOT_FOUND {"reason": "CONVERSATION_NOT_FOUND", "metadata": {"conversation_id": "0199…"}}
 """
+ERROR_REASON_GENERATION_NOT_FOUND: ErrorReason.ValueType  # 33
+"""There is no such generation of the caller.
+  NOT_FOUND {"reason": "GENERATION_NOT_FOUND", "metadata": {"generation_id": "0199…"}}
+"""
+ERROR_REASON_MESSAGE_NOT_FOUND: ErrorReason.ValueType  # 34
+"""There is no such message in this conversation of the caller.
+  NOT_FOUND {"reason": "MESSAGE_NOT_FOUND", "metadata": {"message_id": "0199…"}}
+"""
+ERROR_REASON_TASK_NOT_FOUND: ErrorReason.ValueType  # 35
+"""There is no such task of the caller.
+  NOT_FOUND {"reason": "TASK_NOT_FOUND", "metadata": {"task_id": "0199…"}}
+"""
+ERROR_REASON_MCP_SERVER_NOT_FOUND: ErrorReason.ValueType  # 36
+"""There is no such MCP server of the caller.
+  NOT_FOUND {"reason": "MCP_SERVER_NOT_FOUND", "metadata": {"mcp_server_id": "0199…"}}
+"""
 ERROR_REASON_USERNAME_TAKEN: ErrorReason.ValueType  # 40
 """The username is taken.
   ALREADY_EXISTS {"reason": "USERNAME_TAKEN", "metadata": {"username": "ana"}}
@@ -278,6 +334,22 @@ ERROR_REASON_CONFLICT: ErrorReason.ValueType  # 44
 """Two changes met; the call changed nothing and can be repeated.
   ABORTED {"reason": "CONFLICT", "metadata": {}}
 """
+ERROR_REASON_LABEL_TAKEN: ErrorReason.ValueType  # 45
+"""The caller keeps another MCP server under this label.
+  ALREADY_EXISTS {"reason": "LABEL_TAKEN", "metadata": {"label": "notes"}}
+"""
+ERROR_REASON_PREFERENCES_EXIST: ErrorReason.ValueType  # 46
+"""The caller has preferences already.
+  ALREADY_EXISTS {"reason": "PREFERENCES_EXIST", "metadata": {}}
+"""
+ERROR_REASON_NOT_LAST_TURN: ErrorReason.ValueType  # 47
+"""Only the last turn of a conversation can be said or answered anew.
+  FAILED_PRECONDITION {"reason": "NOT_LAST_TURN", "metadata": {"message_id": "0199…"}}
+"""
+ERROR_REASON_GENERATION_CANCELLED: ErrorReason.ValueType  # 48
+"""The reply was cancelled while this call waited for it; what was written is kept.
+  ABORTED {"reason": "GENERATION_CANCELLED", "metadata": {"generation_id": "0199…"}}
+"""
 ERROR_REASON_MODEL_RATE_LIMITED: ErrorReason.ValueType  # 50
 """The model's provider limits us; `RetryInfo` says how long to wait.
   RESOURCE_EXHAUSTED {"reason": "MODEL_RATE_LIMITED", "metadata": {"model": "gpt-5-mini"}}
@@ -289,6 +361,14 @@ ERROR_REASON_TOO_MANY_GENERATIONS: ErrorReason.ValueType  # 51
 ERROR_REASON_READER_TOO_SLOW: ErrorReason.ValueType  # 52
 """The subscriber read too slowly and was cut; the generation goes on.
   RESOURCE_EXHAUSTED {"reason": "READER_TOO_SLOW", "metadata": {"last_sequence": "812"}}
+"""
+ERROR_REASON_TOKEN_BUDGET_SPENT: ErrorReason.ValueType  # 53
+"""The caller's tokens of today are used or reserved; `RetryInfo` says when the next day begins.
+  RESOURCE_EXHAUSTED {"reason": "TOKEN_BUDGET_SPENT", "metadata": {"budget_tokens": "200000"}}
+"""
+ERROR_REASON_LIMIT_REACHED: ErrorReason.ValueType  # 54
+"""The caller keeps as many of these as a user may: delete some.
+  RESOURCE_EXHAUSTED {"reason": "LIMIT_REACHED", "metadata": {"kind": "tasks", "limit": "5000"}}
 """
 ERROR_REASON_DEPENDENCY_UNAVAILABLE: ErrorReason.ValueType  # 60
 """A part that this call needs (database, another service) did not answer.

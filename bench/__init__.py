@@ -1,0 +1,1 @@
+"""Measurements beside the peers; docs/performance.md says how to run them."""

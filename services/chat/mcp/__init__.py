@@ -1,0 +1,1 @@
+"""MCP, both ways: the servers whose tools the model may use, and the suite's own server at /mcp."""

@@ -1,0 +1,5 @@
+"""Chat processes for the tests of faults."""
+
+from tests.faults.stand import stand
+
+__all__ = ["stand"]
