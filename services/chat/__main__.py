@@ -20,10 +20,13 @@ from parley.chat.v1 import (
     task_pb2_grpc,
 )
 from services.chat.admin_servicer import AdminServicer
-from services.chat.answering import Answering, ToolLimits
 from services.chat.context import ContextAssembly
+from services.chat.conversation.search_store import SearchStore
+from services.chat.conversation.session_store import SessionStore
+from services.chat.conversation.store import ConversationStore
+from services.chat.conversation.title_store import TitleStore
+from services.chat.conversation.titles import Titles
 from services.chat.conversation_servicer import ConversationServicer
-from services.chat.conversation_store import ConversationStore
 from services.chat.event_feed import EventFeed
 from services.chat.forgetting import Forgetting
 from services.chat.generation_parts import open_generations
@@ -33,28 +36,25 @@ from services.chat.mcp.addresses import Addresses
 from services.chat.mcp.parts import Mcp, open_mcp
 from services.chat.mcp.store import McpServerStore
 from services.chat.mcp_servicer import McpServerServicer
-from services.chat.memory import MemoryClient
+from services.chat.memory.client import MemoryClient
+from services.chat.memory.recorder import Recorder
+from services.chat.memory.recording import Recording
 from services.chat.message_store import MessageStore
 from services.chat.model import Model, open_model
-from services.chat.option_secrets import stored_options
 from services.chat.preferences import PreferenceClient
 from services.chat.record_store import RecordStore
-from services.chat.recorder import Recorder
-from services.chat.recording import Recording
 from services.chat.records import new_id
-from services.chat.requests import RequestReading
-from services.chat.search_store import SearchStore
+from services.chat.request.option_secrets import stored_options
+from services.chat.request.reading import RequestReading
 from services.chat.servicer import ChatServicer
-from services.chat.session_store import SessionStore
 from services.chat.settings import ChatSettings
 from services.chat.tasks.feed import TaskFeed
 from services.chat.tasks.parts import open_tasks
 from services.chat.tasks.servicer import TaskServicer
-from services.chat.title_store import TitleStore
-from services.chat.titles import Titles
-from services.chat.tool_call_store import ToolCallStore
-from services.chat.tool_running import ToolRunning
-from services.chat.tools import ToolSource
+from services.chat.tools.answering import Answering, ToolLimits
+from services.chat.tools.call_store import ToolCallStore
+from services.chat.tools.running import ToolRunning
+from services.chat.tools.tool import ToolSource
 from services.chat.turn_store import TurnStore
 from services.chat.unrecorded import Unrecorded
 from services.chat.usage.budget import Budget

@@ -8,9 +8,9 @@ from typing import Any, Final
 import grpc
 
 from parley.chat.v1 import admin_pb2, admin_pb2_grpc
-from services.chat.conversation_keys import conversation_key, key_of_conversation
+from services.chat.conversation.page_keys import conversation_key, key_of_conversation
+from services.chat.conversation.session_store import SessionStore
 from services.chat.responses import to_session
-from services.chat.session_store import SessionStore
 from services.runtime.paging import cut_page, decode_page_token, page_size
 
 Context = grpc.aio.ServicerContext[Any, Any]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from services.chat.memory import MemoryClient
+from services.chat.memory.client import MemoryClient
 from services.chat.message_store import MessageStore
 from services.chat.records import ContextMessage, Image, KnownConversation, Message, Turn
 from services.runtime.errors import ServiceError, reason_name

@@ -9,13 +9,13 @@ from typing import Any, Final
 import grpc
 
 from parley.chat.v1 import conversation_pb2, conversation_pb2_grpc
-from services.chat.conversation_keys import conversation_key, found_key, key_of_conversation, message_key
-from services.chat.conversation_store import ConversationStore
+from services.chat.conversation.page_keys import conversation_key, found_key, key_of_conversation, message_key
+from services.chat.conversation.search_store import SearchStore
+from services.chat.conversation.store import ConversationStore
 from services.chat.generations import Generations
-from services.chat.ownership import own_id
-from services.chat.requests import check, digest_of, request_id_of, without_words, wrong_mask
+from services.chat.request.ownership import own_id
+from services.chat.request.reading import check, digest_of, request_id_of, without_words, wrong_mask
 from services.chat.responses import to_conversation, to_found, to_message
-from services.chat.search_store import SearchStore
 from services.runtime.calls import current_metadata, current_user_id
 from services.runtime.paging import cut_page, decode_page_token, page_size
 

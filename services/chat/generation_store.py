@@ -80,6 +80,7 @@ class GenerationStore:
     ) -> None:
         self.owner = owner
         self._jobs = jobs
+        self.lease_seconds = lease_seconds
         self.lease_expire_time = sa.func.now() + interval(lease_seconds)
         self._database = database
         self._unrecorded = unrecorded

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import structlog
 
 from parley.type.v1 import error_reason_pb2 as reasons
-from services.chat.answering import MAX_REPLY_CHARACTERS, ReplyEnd
 from services.chat.event_feed import stopping
 from services.chat.event_log import EventLog
 from services.chat.generation_store import GenerationStore, interrupted
@@ -24,6 +23,7 @@ from services.chat.metrics import REPLIES, RUNNING, TIME_TO_FIRST_TOKEN, TOKENS
 from services.chat.options import ReplyOptions
 from services.chat.records import Failure, KnownConversation, Turn
 from services.chat.reply import Ending, Reply
+from services.chat.tools.answering import MAX_REPLY_CHARACTERS, ReplyEnd
 from services.chat.turn_end import Outcome
 from services.chat.writing import Start, Writing
 from services.runtime.calls import acting_for, detached

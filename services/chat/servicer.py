@@ -12,10 +12,10 @@ import grpc
 
 from parley.chat.v1 import chat_pb2, chat_pb2_grpc
 from services.chat.failures import error_of
-from services.chat.ownership import own_id
 from services.chat.records import Message, Turn
 from services.chat.refusals import conversation_not_found, generation_cancelled
-from services.chat.requests import RequestReading, last_event_id
+from services.chat.request.ownership import own_id
+from services.chat.request.reading import RequestReading, last_event_id
 from services.chat.responses import to_completion, to_generation
 from services.chat.turns import Answer, TurnRequest, Turns
 from services.chat.usage.answers import to_usage_response
@@ -41,9 +41,7 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
         turn, reply = await _completed(await self._answer(request))
         return to_completion(turn.generation, turn.user_message, reply)
 
-    async def StreamCompletion(
-        self, request: chat_pb2.CompletionRequest, context: Context
-    ) -> AsyncIterator[Any]:
+    async def StreamCompletion(self, request: chat_pb2.CompletionRequest, context: Context) -> AsyncIterator[Any]:
         answer = await self._answer(request)
         # Closed here and not by the garbage collector, so that a reader who left is let go at once.
         async with aclosing(answer.events()) as events:
@@ -82,17 +80,13 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
         turn, sequence = await self._turns.cancel(request.generation_id.lower(), user_id=current_user_id())
         return to_generation(turn, sequence=sequence)
 
-    async def EditMessage(
-        self, request: chat_pb2.EditMessageRequest, context: Context
-    ) -> AsyncIterator[Any]:
+    async def EditMessage(self, request: chat_pb2.EditMessageRequest, context: Context) -> AsyncIterator[Any]:
         answer = await self._answer_anew(request)
         async with aclosing(answer.events()) as events:
             async for event in events:
                 yield event
 
-    async def RegenerateReply(
-        self, request: chat_pb2.RegenerateReplyRequest, context: Context
-    ) -> AsyncIterator[Any]:
+    async def RegenerateReply(self, request: chat_pb2.RegenerateReplyRequest, context: Context) -> AsyncIterator[Any]:
         answer = await self._answer_anew(request)
         async with aclosing(answer.events()) as events:
             async for event in events:

@@ -1,8 +1,8 @@
 """The statement that ends a turn, and what it is given.
 
-Owns one statement for all that the end of a turn writes: the conversation, the generation, the reply, what memory is owed and
-what the reply cost. Invariant: it returns no row when the generation is not its owner's in its latest epoch any more; the
-transaction must then be rolled back.
+Owns one statement for all that the end of a turn writes: the conversation, the generation, the reply, what memory is owed
+and what the reply cost. Invariant: it returns no row when the generation is not its owner's in its latest epoch any more;
+the transaction must then be rolled back.
 """
 
 import re
@@ -25,7 +25,7 @@ _SILENT_EVENTS: Final = 2
 
 # The conversation first, as a deletion locks it first: no deadlock between the two. Each waits for the one before.
 _FINISH: Final = (
-    "with touched as (update conversations set last_message_time = now(), update_time = now(),"
+    "with touched as (update conversations set last_message_time = now(), update_time = now(),"  # noqa: S608 - constants
     "  is_title_asked = is_title_asked or :asks_title"
     "  where id = cast(:conversation_id as uuid) and user_id = cast(:user_id as uuid)"
     "  returning id, user_id, :asks_title and not old.is_title_asked and not is_titled_by_user as needs_title),"

@@ -4,7 +4,6 @@ Owns idempotency. Invariants: a request id names one turn of a user, decided by 
 that is tried again keeps its two messages; a conversation has one running turn, and a dead one does not block it.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -27,11 +26,12 @@ from services.chat.records import (
     title_of,
 )
 from services.chat.refusals import conversation_not_found, request_id_reused
-from services.chat.rows import TURN, message_columns, message_of, message_values, turn_of
+from services.chat.rows import TURN, message_columns, message_of, turn_of
 from services.chat.schema import ATTEMPT_CONSTRAINT, RUNNING_INDEX, conversations, generations, message_images, messages
-from services.chat.tool_call_store import inherit_rounds
+from services.chat.tools.call_store import inherit_rounds
+from services.chat.turn_beginning import BEGIN_CREATING, BEGIN_GROWING, beginning_values
 from services.chat.versions import FORGET_REPLACED, NewReply, Replacement, replace_last_turn
-from services.runtime.database import Database, interval, violated_constraint
+from services.runtime.database import Database, UserTransaction, interval, violated_constraint
 from services.runtime.errors import Aborted, ServiceError, reason_name
 from services.runtime.jobs import Jobs
 
@@ -92,11 +92,10 @@ class TurnStore:
         rescue: Callable[[str], Awaitable[bool]],
         concurrency: int,
     ) -> None:
-        self._database = database
         self._rescue = rescue
         self._generations = generation_store
         self._jobs = jobs
-        self._gate = asyncio.Semaphore(concurrency)
+        self._lane = database.lane(size=concurrency)
 
     async def begin_turn(self, draft: TurnDraft, *, refusal: ServiceError | None = None) -> Begun:
         """Starts the turn, or finds the one that its request id names; tries again one that failed where that helps.
@@ -108,9 +107,9 @@ class TurnStore:
         placed = draft
         for attempt in range(_CONFLICT_ROUNDS):
             try:
-                async with self._gate, self._database.transaction(user_id=draft.user_id) as connection:
-                    placed = await _placed(connection, draft)
-                    return await self._begin(connection, placed, refusal)
+                async with self._lane.transaction(user_id=draft.user_id) as transaction:
+                    placed = await _placed(transaction.connection, draft)
+                    return await self._begin(transaction, placed, refusal)
             except IntegrityError as error:
                 if not await self._may_try_again(error, placed, is_first=attempt == 0):
                     raise _busy(placed) from None
@@ -126,7 +125,8 @@ class TurnStore:
         closed = await self._rescue(draft.conversation_id or "")
         return closed or (is_first and draft.request_id is not None)
 
-    async def _begin(self, connection: AsyncConnection, draft: TurnDraft, refusal: ServiceError | None) -> Begun:
+    async def _begin(self, transaction: UserTransaction, draft: TurnDraft, refusal: ServiceError | None) -> Begun:
+        connection = transaction.connection
         found = await _latest_attempt(connection, draft)
         if found is not None:
             if found.generation.request_digest != draft.request_digest:
@@ -136,7 +136,7 @@ class TurnStore:
             raise refusal
         if draft.replaces is not None:
             return await self._begin_replacing(connection, draft, draft.replaces)
-        return await self._begin_new(connection, draft)
+        return await self._begin_new(transaction, draft)
 
     async def _begin_again(
         self, connection: AsyncConnection, found: Turn, draft: TurnDraft, refusal: ServiceError | None
@@ -187,29 +187,43 @@ class TurnStore:
         turn = Turn(replace(generation, create_time=create_time), said, reply)
         return Begun(turn, is_new=True, known=replaced.known)
 
-    async def _begin_new(self, connection: AsyncConnection, draft: TurnDraft) -> Begun:
-        row = await _open_conversation(connection, draft)
-        count = len(draft.said)
-        first = row["message_count"] - count
-        said = [
-            Message(
-                id=new_id(), conversation_id=row["id"], sequence=first + index, role=role, text=text,
-                status="complete", incomplete_reason=None, model=None, generation_id=None, revision=0, usage=None,
-                timings=None, metadata=draft.metadata if index == count - 1 else {}, create_time=row["now"],
-                images=[_shown(image) for image in draft.images] if index == count - 1 else (),
-            )
-            for index, (role, text) in enumerate(draft.said)
-        ]  # fmt: skip
-        reply = replace(
-            said[-1], id=new_id(), sequence=first + count, role="assistant", text="", status="generating",
-            model=draft.model, generation_id=new_id(), metadata={}, images=(),
+    async def _begin_new(self, transaction: UserTransaction, draft: TurnDraft) -> Begun:
+        ids = [new_id() for _ in range(len(draft.said) + 1)]
+        values = self._new_values(draft, ids)
+        statement = BEGIN_CREATING if draft.conversation_id is None else BEGIN_GROWING
+        row = await transaction.fetch_one(statement, values)
+        if row is None:
+            raise conversation_not_found(draft.conversation_id or "")
+        last_sequence, now, rewritten_sequence, rewritten_revision = row
+        role, text = draft.said[-1]
+        said = Message(
+            id=ids[-2], conversation_id=values["conversation_id"], sequence=last_sequence - 1, role=role, text=text,
+            status="complete", incomplete_reason=None, model=None, generation_id=None, revision=0, usage=None,
+            timings=None, metadata=draft.metadata, create_time=now, images=[_shown(image) for image in draft.images],
         )  # fmt: skip
-        await connection.execute(messages.insert(), [message_values(message, draft.user_id) for message in (*said, reply)])
-        await _insert_images(connection, draft, said[-1].id)
-        generation = _first_attempt(draft, said[-1], reply)
-        await self._insert_generation(connection, generation)
-        known = KnownConversation(row["rewritten_sequence"], row["rewritten_revision"])
-        return Begun(Turn(generation, said[-1], reply), is_new=True, known=known)
+        reply = replace(
+            said, id=ids[-1], sequence=last_sequence, role="assistant", text="", status="generating",
+            model=draft.model, generation_id=values["generation_id"], metadata={}, images=(),
+        )  # fmt: skip
+        await _insert_images(transaction.connection, draft, said.id)
+        known = KnownConversation(rewritten_sequence, rewritten_revision)
+        return Begun(Turn(_first_attempt(draft, said, reply), said, reply), is_new=True, known=known)
+
+    def _new_values(self, draft: TurnDraft, ids: Sequence[str]) -> dict[str, Any]:
+        return {
+            "conversation_id": draft.conversation_id or new_id(),
+            "generation_id": new_id(),
+            "user_id": draft.user_id,
+            "title": title_of(next((text for role, text in draft.said if role == "user"), "")),
+            "kind": "written" if draft.spoken_within_seconds is None else "spoken",
+            "request_id": draft.request_id,
+            "request_digest": draft.request_digest,
+            "model": draft.model,
+            "sealed_secrets": draft.sealed_secrets,
+            "owner": self._generations.owner,
+            "lease_seconds": self._generations.lease_seconds,
+            **beginning_values(draft.said, ids, metadata=draft.metadata, options=draft.options),
+        }
 
     async def _insert_generation(self, connection: AsyncConnection, generation: Generation) -> Any:
         names = ("id", "user_id", "conversation_id", "user_message_id", "reply_message_id", "request_id")
@@ -291,33 +305,6 @@ async def _placed(connection: AsyncConnection, draft: TurnDraft) -> TurnDraft:
         .limit(1)
     )
     return replace(draft, conversation_id=(await connection.execute(latest)).scalar_one_or_none())
-
-
-async def _open_conversation(connection: AsyncConnection, draft: TurnDraft) -> Mapping[str, Any]:
-    """The turn's conversation with room for its messages, locked: created, or found by its id."""
-    table, count = conversations.c, len(draft.said) + 1
-    title = title_of(next((text for role, text in draft.said if role == "user"), ""))
-    if draft.conversation_id is None:
-        statement: Any = conversations.insert().values(
-            id=new_id(), user_id=draft.user_id, title=title, message_count=count, last_message_time=sa.func.now(),
-            kind="written" if draft.spoken_within_seconds is None else "spoken",
-        )  # fmt: skip
-    else:
-        statement = (
-            conversations.update()
-            .where(table.id == draft.conversation_id, table.user_id == draft.user_id)
-            .values(
-                message_count=table.message_count + count,
-                last_message_time=sa.func.now(),
-                update_time=sa.func.now(),
-                title=sa.case((sa.or_(table.is_titled_by_user, table.title != ""), table.title), else_=title),
-            )
-        )
-    returned = (table.id, table.message_count, table.rewritten_sequence, table.rewritten_revision)
-    row = (await connection.execute(statement.returning(*returned, sa.func.now().label("now")))).mappings().one_or_none()
-    if row is None:
-        raise conversation_not_found(draft.conversation_id or "")
-    return dict(row)
 
 
 async def _insert_images(connection: AsyncConnection, draft: TurnDraft, message_id: str) -> None:

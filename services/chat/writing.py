@@ -11,7 +11,6 @@ from typing import Final
 
 import structlog
 
-from services.chat.answering import Answering, ReplyEnd, Resumption
 from services.chat.context import ContextAssembly
 from services.chat.failures import failure_of
 from services.chat.generation_store import interrupted
@@ -20,6 +19,7 @@ from services.chat.model import Model
 from services.chat.options import ReplyOptions
 from services.chat.records import Failure, Generation, KnownConversation
 from services.chat.reply import Reply, ReplyTooLargeError
+from services.chat.tools.answering import Answering, ReplyEnd, Resumption
 from services.runtime.calls import current_request_id
 from services.runtime.errors import ServiceError, to_service_error
 from services.runtime.openai import timed_out

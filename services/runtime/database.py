@@ -6,7 +6,7 @@ Every transaction says on whose behalf it runs, and row-level security holds it 
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import MappingProxyType
@@ -48,6 +48,8 @@ class Database:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
+        self.on_driver_statement: Callable[[str], None] | None = None
+        """Hears of the statements that SQLAlchemy's events do not tell of."""
         self._lanes: list[Lane] = []
 
     def lane(self, *, size: int) -> "Lane":
@@ -117,14 +119,22 @@ class Database:
 class UserTransaction:
     """A transaction on a connection of a lane: `connection` is what SQLAlchemy knows of it."""
 
-    __slots__ = ("_driver", "connection")
+    __slots__ = ("_driver", "_on_statement", "connection")
 
-    def __init__(self, connection: AsyncConnection, driver: "psycopg.AsyncConnection[Any]") -> None:
+    def __init__(
+        self,
+        connection: AsyncConnection,
+        driver: "psycopg.AsyncConnection[Any]",
+        on_statement: Callable[[str], None] | None,
+    ) -> None:
         self.connection = connection
         self._driver = driver
+        self._on_statement = on_statement
 
     async def fetch_one(self, statement: bytes, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
         """Runs a statement in psycopg's own form (`%(name)s`) and returns its first row. Raises what SQLAlchemy would."""
+        if self._on_statement is not None:
+            self._on_statement(statement.decode())
         try:
             cursor = await self._driver.execute(statement, values)
             row: tuple[Any, ...] | None = await cursor.fetchone()
@@ -154,7 +164,7 @@ class Lane:
         async with self._gate:
             connection, driver, since = await self._begun(begin)
             try:
-                yield UserTransaction(connection, driver)
+                yield UserTransaction(connection, driver, self._database.on_driver_statement)
                 await (connection.commit() if connection.in_transaction() else driver.commit())
             except BaseException:
                 await asyncio.shield(_given_back(connection, driver))
@@ -178,10 +188,10 @@ class Lane:
             else:
                 return held
         connection = await self._database.begun(begin)
-        driver: object = (await connection.get_raw_connection()).driver_connection
-        if not isinstance(driver, psycopg.AsyncConnection):
+        raw = (await connection.get_raw_connection()).driver_connection
+        if not isinstance(raw, psycopg.AsyncConnection):
             raise TypeError("the database is not spoken to by psycopg")
-        return connection, driver, asyncio.get_running_loop().time()
+        return connection, raw, asyncio.get_running_loop().time()
 
     async def close(self) -> None:
         """Gives the connections back."""

@@ -73,9 +73,7 @@ class User:
         return self.chat.RegenerateReply(asked, metadata=self.metadata, timeout=30)
 
     async def versions(self, conversation_id: str) -> list[conversation_pb2.Message]:
-        asked = conversation_pb2.ListMessagesRequest(
-            conversation_id=conversation_id, page_size=200, include_superseded=True
-        )
+        asked = conversation_pb2.ListMessagesRequest(conversation_id=conversation_id, page_size=200, include_superseded=True)
         return list((await self.conversations.ListMessages(asked, metadata=self.metadata, timeout=10)).messages)
 
     async def delete(self, conversation_id: str) -> conversation_pb2.DeleteConversationResponse:
@@ -167,6 +165,7 @@ async def running_chat(settings: ChatSettings, issuer: Issuer) -> AsyncIterator[
             "before_cursor_execute",
             lambda _connection, _cursor, statement, *_rest: process.statements.append(statement),
         )
+        database.on_driver_statement = process.statements.append
         try:
             yield process
         finally:

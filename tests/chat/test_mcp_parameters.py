@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from services.chat.mcp.parameters import ParametersError, harmless_parameters
-from services.chat.tool_arguments import read_arguments
+from services.chat.tools.arguments import read_arguments
 
 
 def test_a_plain_schema_stays_as_it_is() -> None:

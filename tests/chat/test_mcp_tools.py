@@ -15,7 +15,7 @@ from services.chat.mcp.tools import McpTools
 from services.chat.mcp_settings import McpSettings
 from services.chat.options import McpServerChoice, ReplyOptions
 from services.chat.records import new_id
-from services.chat.tools import Invocation, Tool, Toolbox, ToolError
+from services.chat.tools.tool import Invocation, Tool, Toolbox, ToolError
 from services.runtime.database import Database, open_database
 from services.runtime.sealing import Seal
 from suite.databases import ServiceDatabase

@@ -9,8 +9,8 @@ from google.protobuf import json_format, struct_pb2
 
 from gateway.settings import EdgeSettings
 from parley.chat.v1 import chat_pb2
-from services.chat.images import MOST_BYTES_TOGETHER, MOST_IMAGE_BYTES, media_type_of
-from services.chat.response_schema import SchemaError, read_schema
+from services.chat.request.images import MOST_BYTES_TOGETHER, MOST_IMAGE_BYTES, media_type_of
+from services.chat.request.response_schema import SchemaError, read_schema
 from simulator.server import Running
 from suite.databases import ServiceDatabase
 from tests.chat.service import User, refusal

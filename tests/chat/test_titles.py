@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from parley.chat.v1 import chat_pb2
-from services.chat.titles import tidy_title
+from services.chat.conversation.titles import tidy_title
 from simulator.control import Fault, Match, ScriptedAnswer
 from simulator.server import Running
 from suite.databases import ServiceDatabase

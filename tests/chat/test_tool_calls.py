@@ -12,8 +12,8 @@ from services.chat.records import Generation, ToolCall, Usage
 from services.chat.rows import TURN, turn_of
 from services.chat.tasks.store import TaskStore
 from services.chat.tasks.verbs import TaskActions
-from services.chat.tool_call_store import CallKey, RoundOver, ToolCallStore
-from services.chat.tools import ToolError
+from services.chat.tools.call_store import CallKey, RoundOver, ToolCallStore
+from services.chat.tools.tool import ToolError
 from services.runtime.database import Database, open_database
 from services.runtime.errors import Unavailable
 from simulator.control import ScriptedAnswer

@@ -18,7 +18,7 @@ class Failure:
 
 
 FAILURES = [
-    Failure("sim-20-0-0-status-429-7", 429, "MODEL_RATE_LIMITED"),
+    Failure("sim-20-0-0-status-429-150", 429, "MODEL_RATE_LIMITED"),
     Failure("sim-20-0-0-status-500", 503, "MODEL_UNAVAILABLE"),
     Failure("sim-20-0-0-cut-3", 503, "MODEL_UNAVAILABLE", "tok0 tok1 tok2"),
     Failure("sim-20-0-0-malformed-3", 503, "MODEL_UNAVAILABLE", "tok0 tok1 tok2"),

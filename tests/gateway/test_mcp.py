@@ -13,7 +13,7 @@ from mcp.client.streamable_http import streamable_http_client
 from gateway.settings import Address
 from services.chat.mcp.server import McpServer
 from services.chat.model.request import FunctionSpec
-from services.chat.tools import ToolError
+from services.chat.tools.tool import ToolError
 from services.runtime.errors import to_service_error
 from tests.gateway.backend import Service, endpoints_of
 from tests.gateway.conftest import ORIGIN, USER_ID, bearer

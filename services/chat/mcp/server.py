@@ -21,8 +21,8 @@ from mcp.server.transport_security import TransportSecuritySettings
 
 from services.chat.mcp.listener import MOST_BODY_BYTES, App, McpListener
 from services.chat.model.request import FunctionSpec
-from services.chat.tool_arguments import read_arguments
-from services.chat.tools import ToolError
+from services.chat.tools.arguments import read_arguments
+from services.chat.tools.tool import ToolError
 from services.runtime.calls import current_request_id, current_user_id
 from services.runtime.errors import ServiceError, to_service_error
 from services.runtime.identity import TokenVerifier

@@ -29,7 +29,7 @@ from services.chat.mcp.store import McpServerStore
 from services.chat.mcp_settings import McpSettings
 from services.chat.model.request import FunctionSpec, HostedMcpServer
 from services.chat.options import McpServerChoice, ReplyOptions
-from services.chat.tools import Invocation, Toolbox, ToolError
+from services.chat.tools.tool import Invocation, Toolbox, ToolError
 from services.runtime.database import DATABASE_FAILURES
 
 log = structlog.get_logger(__name__)

@@ -13,8 +13,8 @@ import grpc
 from google.protobuf import timestamp_pb2
 
 from parley.chat.v1 import task_pb2, task_pb2_grpc
-from services.chat.ownership import own_id
-from services.chat.requests import check, digest_of, request_id_of
+from services.chat.request.ownership import own_id
+from services.chat.request.reading import check, digest_of, request_id_of
 from services.chat.tasks.feed import TaskFeed, WatchBeat, WatchBegin, Watched
 from services.chat.tasks.records import Task, TaskDraft, TaskEdit, TaskFilter
 from services.chat.tasks.store import Key, TaskStore

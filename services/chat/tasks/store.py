@@ -19,8 +19,8 @@ from services.chat.refusals import request_id_reused
 from services.chat.tasks.records import Task, TaskDraft, TaskEdit, TaskFilter, clean_description, clean_title
 from services.chat.tasks.refusals import task_not_found, too_many_tasks
 from services.chat.tasks.schema import task_changes, task_counters, tasks
-from services.chat.tool_call_store import CallKey, HeldCall, held_call
-from services.chat.tools import ToolError
+from services.chat.tools.call_store import CallKey, HeldCall, held_call
+from services.chat.tools.tool import ToolError
 from services.runtime.database import Database
 
 _COLUMNS: Final = tuple(

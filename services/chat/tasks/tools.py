@@ -7,8 +7,8 @@ from typing import Any, Final
 from services.chat.model.request import FunctionSpec
 from services.chat.options import ReplyOptions
 from services.chat.tasks.verbs import TaskActions, TaskVerb
-from services.chat.tool_call_store import CallKey
-from services.chat.tools import Invocation, Toolbox
+from services.chat.tools.call_store import CallKey
+from services.chat.tools.tool import Invocation, Toolbox
 
 
 class TaskTool:

@@ -22,8 +22,8 @@ from services.chat.tasks.records import (
     TaskFilter,
 )
 from services.chat.tasks.store import HeldTasks, TaskStore
-from services.chat.tool_call_store import CallKey
-from services.chat.tools import ToolError
+from services.chat.tools.call_store import CallKey
+from services.chat.tools.tool import ToolError
 from services.runtime.calls import current_request_id
 from services.runtime.database import DATABASE_FAILURES
 from services.runtime.errors import ServiceError, to_service_error

@@ -1,7 +1,8 @@
 """The end of a reply's account, inside the transaction that ends the reply.
 
-Owns one statement, also as parts of the one that ends a turn (turn_end.py). Invariant: what a reply cost is counted exactly once, on the day for which it was reserved (the day of
-its end without a reservation), and its reservation is gone in the same commit.
+Owns one statement, also as parts of the one that ends a turn (turn_end.py). Invariant: what a reply cost is counted exactly
+once, on the day for which it was reserved (the day of its end without a reservation), and its reservation is gone in the
+same commit.
 """
 
 from typing import Final

@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from services.chat.memory import MemoryClient
+from services.chat.memory.client import MemoryClient
 from services.chat.record_store import RecordStore
 from services.chat.unrecorded import OwedTurns, Unrecorded
 from services.runtime.database import DATABASE_FAILURES

@@ -14,7 +14,7 @@ from jsonschema.validators import extend
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from services.chat.tools import ToolError
+from services.chat.tools.tool import ToolError
 
 MAX_ARGUMENTS_CHARACTERS: Final = 100_000
 _LONGEST_EXPLANATION: Final = 300

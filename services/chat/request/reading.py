@@ -14,15 +14,15 @@ from typing import Any, Final, Protocol, cast
 from google.protobuf.message import Message as ProtoMessage
 
 from parley.chat.v1 import chat_pb2, conversation_pb2
-from services.chat.images import read_images
-from services.chat.instructions import told
 from services.chat.mcp.addresses import Addresses, wrong_headers
-from services.chat.option_secrets import seal_secrets
 from services.chat.options import McpServerChoice, ReplyOptions
 from services.chat.preferences import PreferenceClient, Preferences
-from services.chat.response_schema import SchemaError, read_schema
-from services.chat.round_cost import DEFAULT_OUTPUT_TOKENS
+from services.chat.request.images import read_images
+from services.chat.request.instructions import told
+from services.chat.request.option_secrets import seal_secrets
+from services.chat.request.response_schema import SchemaError, read_schema
 from services.chat.settings import ChatSettings
+from services.chat.tools.round_cost import DEFAULT_OUTPUT_TOKENS
 from services.chat.turn_store import TurnDraft
 from services.chat.versions import Replacement
 from services.runtime.errors import FieldViolation, InvalidArgument, invalid_request

@@ -6,7 +6,7 @@ place memory keeps the later written by itself, and what stands where something 
 """
 
 from services.chat.generation_store import FORGET_CONVERSATION, RECORD_TURN
-from services.chat.memory import MemoryClient
+from services.chat.memory.client import MemoryClient
 from services.chat.message_store import MessageStore
 from services.chat.versions import FORGET_REPLACED
 from services.runtime.calls import acting_for

@@ -17,9 +17,9 @@ from services.chat.metrics import TOOL_CALLS
 from services.chat.pieces import CallFinished, CallStarted, FunctionCall
 from services.chat.records import ToolCall
 from services.chat.reply import Reply
-from services.chat.tool_arguments import read_arguments
-from services.chat.tool_call_store import Item, ToolCallStore
-from services.chat.tools import Invocation, Tool, ToolError
+from services.chat.tools.arguments import read_arguments
+from services.chat.tools.call_store import Item, ToolCallStore
+from services.chat.tools.tool import Invocation, Tool, ToolError
 from services.runtime.errors import ServiceError
 from services.runtime.rules import CONTROL_CHARACTERS
 

@@ -15,10 +15,10 @@ from typing import Final
 import structlog
 
 from parley.type.v1 import error_reason_pb2 as reasons
+from services.chat.conversation.title_store import Cost, Exchange, TitleStore
 from services.chat.generation_store import TITLE_CONVERSATION
 from services.chat.model import Model
 from services.chat.records import MAX_TITLE_CHARACTERS, Usage, title_of
-from services.chat.title_store import Cost, Exchange, TitleStore
 from services.chat.usage.budget import Budget
 from services.runtime.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, ServiceError, reason_name
 from services.runtime.jobs import Jobs

@@ -1,6 +1,6 @@
 """A reply as rounds of the model and the calls of tools between them.
 
-Owns the loop and its bounds: rounds and calls a turn; tool_running.py runs the calls of a round. Invariants: a round's items
+Owns the loop and its bounds: rounds and calls a turn; running.py runs the calls of a round. Invariants: a round's items
 and calls are stored before the first of them runs; what is stored is not done again, whoever goes on with the reply; beyond
 a bound the model gets one last round without tools.
 """
@@ -18,10 +18,10 @@ from services.chat.options import ReplyOptions
 from services.chat.pieces import CallFinished, CallStarted, FunctionCall, Piece, Position, RoundEnd
 from services.chat.records import Usage
 from services.chat.reply import Reply
-from services.chat.round_cost import DEFAULT_OUTPUT_TOKENS, bound_of_round
-from services.chat.tool_call_store import Item, Progress, RoundOver, ToolCallStore
-from services.chat.tool_running import KeyedCall, ToolRunning, keyed, refused
-from services.chat.tools import Tool, ToolSource
+from services.chat.tools.call_store import Item, Progress, RoundOver, ToolCallStore
+from services.chat.tools.round_cost import DEFAULT_OUTPUT_TOKENS, bound_of_round
+from services.chat.tools.running import KeyedCall, ToolRunning, keyed, refused
+from services.chat.tools.tool import Tool, ToolSource
 from services.chat.usage.budget import Budget
 from services.runtime.errors import Internal
 
