@@ -30,7 +30,8 @@ import psutil
 PEERS = Path(__file__).resolve().parent / "peers"
 ROOT = PEERS.parents[1]
 READY, READY_SECONDS, STOP_SECONDS = "Parley is ready", 120.0, 30.0
-PORTS = ("EDGE", "EDGE_ADMIN", *(f"{name}{kind}" for name in ("AUTH", "CHAT", "MEMORY") for kind in ("", "_METRICS")))
+_SERVING = (f"{name}{kind}" for name in ("AUTH", "CHAT", "MEMORY") for kind in ("", "_METRICS"))
+PORTS = ("EDGE", "EDGE_ADMIN", "CHAT_MCP", *_SERVING)
 # What differs from `make run`: a token that outlives the measurement, room for the 2,000 slow streams of W6, and no titles:
 # every turn begins a conversation here, so that each would cost one more call of the model, which no peer makes.
 MEASURED = {

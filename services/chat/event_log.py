@@ -260,16 +260,17 @@ class EventLog:
             return None
         held = logged(entries)
         if held.has_ended:
-            await self._delete(generation_id)
+            # An end that the database does not know of never was: a standby that took over may have lost it.
+            await self.delete([generation_id])
         return held
 
-    async def _delete(self, generation_id: str) -> None:
-        """An end that the database does not know of never was: a standby that took over may have lost it."""
+    async def delete(self, generation_ids: Sequence[str]) -> None:
+        """Deletes logs; they expire by themselves where Redis is away."""
         try:
             async with asyncio.timeout(self._limits.timeout_seconds):
-                await self._redis.delete(KEY + generation_id)
+                await self._redis.delete(*(KEY + generation_id for generation_id in generation_ids))
         except FAILURES as error:
-            log.warning("event_log.not_deleted", generation_id=generation_id, error=type(error).__name__)
+            log.warning("event_log.not_deleted", generation_ids=list(generation_ids), error=type(error).__name__)
 
     async def announce(self, verb: str, generation_id: str = "") -> None:
         """Tells every process: `stop` or `cancel` a generation, or `sweep`. Lost while Redis is away: leases are enough."""

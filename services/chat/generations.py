@@ -140,6 +140,11 @@ class Generations:
             if generation_id not in self._tasks:
                 await self._log.announce("stop", generation_id)
 
+    async def forget_logs(self, generation_ids: Sequence[str]) -> None:
+        """Deletes the logs of ended generations whose conversation is gone. They expire by themselves where Redis is away."""
+        if generation_ids:
+            await self._log.delete(generation_ids)
+
     def cancel(self, generation_id: str) -> None:
         """Stops a reply because its user wants it; what was written is kept. Idempotent."""
         reply = self._replies.get(generation_id)

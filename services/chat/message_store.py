@@ -4,6 +4,7 @@ Owns what the two are told; every reading is bounded and knows only the current 
 revisions, by which memory tells the newer of two.
 """
 
+import asyncio
 from typing import Final
 
 import sqlalchemy as sa
@@ -15,13 +16,18 @@ from services.chat.schema import conversations, generations, message_images, mes
 from services.runtime.database import Database
 
 _CONTEXT_MESSAGES: Final = 1000
+_TURNS_READ_AT_ONCE: Final = 2
 
 
 class MessageStore:
-    """The messages in the database. Every method is one transaction."""
+    """The messages in the database. Every method is one transaction.
+
+    The readings of turns wait here for their turn, in order, and not at the connection pool, whose patience is short.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._gate = asyncio.Semaphore(_TURNS_READ_AT_ONCE)
 
     async def read_context(
         self, conversation_id: str, *, user_id: str, after: int, before: int, token_budget: int
@@ -49,7 +55,7 @@ class MessageStore:
             .subquery()
         )
         statement = sa.select(latest).where(latest.c.total - latest.c.tokens < token_budget).order_by(latest.c.sequence)
-        async with self._database.transaction(user_id=user_id) as connection:
+        async with self._gate, self._database.transaction(user_id=user_id) as connection:
             rows = (await connection.execute(statement)).all()
         return [ContextMessage(row.sequence, row.role, row.text, row.revision) for row in rows]
 
@@ -61,7 +67,7 @@ class MessageStore:
             .where(image.message_id == message_id, image.user_id == user_id)
             .order_by(image.position)
         )
-        async with self._database.transaction(user_id=user_id) as connection:
+        async with self._gate, self._database.transaction(user_id=user_id) as connection:
             return [Image(row.url, row.media_type, row.data) for row in await connection.execute(statement)]
 
     async def read_rewritten(
@@ -75,7 +81,7 @@ class MessageStore:
             messages.c.supersede_time.is_(None),
             messages.c.revision > 0,
         )
-        async with self._database.transaction(user_id=user_id) as connection:
+        async with self._gate, self._database.transaction(user_id=user_id) as connection:
             rows = (await connection.execute(statement.order_by(messages.c.sequence))).all()
         return [(sequence, revision, is_empty) for sequence, revision, is_empty in rows]
 

@@ -58,9 +58,13 @@ class Writing:
         except SealError:
             log.warning("generation.options_not_opened", generation_id=generation.id)
             return None
-        # Without a position nothing of the round was told, or nobody knows what was.
-        begins_round = taken.items_response_id is not None or not reply.has_output
-        if reply.position is None and not (begins_round and self._model.runs_in_background(options)):
+        if not reply.line.logged and (reply.has_output or taken.items_response_id or taken.response_ids):
+            # The log is gone, and with it what readers have heard: other events must not follow those under the same sequences.
+            return None
+        # Without a position a reply of which nobody heard anything begins anew, and in the background a round behind its tools:
+        # in the foreground nobody knows what was told of that.
+        begins_round = taken.items_response_id is not None and self._model.runs_in_background(options)
+        if reply.position is None and reply.has_output and not begins_round:
             return None
         return Start(taken.known, options, deadline, Resumption(reply.position, (), taken.items_response_id))
 

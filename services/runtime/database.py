@@ -6,8 +6,8 @@ Every transaction says on whose behalf it runs, and row-level security holds it 
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
@@ -135,14 +135,18 @@ class UserTransaction:
         """Runs a statement in psycopg's own form (`%(name)s`) and returns its first row. Raises what SQLAlchemy would."""
         if self._on_statement is not None:
             self._on_statement(statement.decode())
-        try:
+        with _as_sqlalchemy(self.connection):
             cursor = await self._driver.execute(statement, values)
             row: tuple[Any, ...] | None = await cursor.fetchone()
-        except psycopg.Error as error:
-            raise exc.DBAPIError.instance(
-                statement.decode(), None, error, psycopg.Error, hide_parameters=True, dialect=self.connection.dialect
-            ) from error
         return row
+
+    async def commit(self) -> None:
+        """For the lane: ends the transaction well."""
+        if self.connection.in_transaction():
+            await self.connection.commit()
+        else:
+            with _as_sqlalchemy(self.connection):
+                await self._driver.commit()
 
 
 class Lane:
@@ -164,8 +168,9 @@ class Lane:
         async with self._gate:
             connection, driver, since = await self._begun(begin)
             try:
-                yield UserTransaction(connection, driver, self._database.on_driver_statement)
-                await (connection.commit() if connection.in_transaction() else driver.commit())
+                transaction = UserTransaction(connection, driver, self._database.on_driver_statement)
+                yield transaction
+                await transaction.commit()
             except BaseException:
                 await asyncio.shield(_given_back(connection, driver))
                 raise
@@ -180,10 +185,12 @@ class Lane:
             held = self._idle.pop()
             connection, driver, _ = held
             try:
-                await driver.execute(begin.encode())
+                with _as_sqlalchemy(connection):
+                    await driver.execute(begin.encode())
             except BaseException as error:
                 await asyncio.shield(_given_back(connection, driver))
-                if not isinstance(error, psycopg.OperationalError):
+                # Nothing ran on it: one that died meanwhile is replaced.
+                if not isinstance(error, exc.OperationalError):
                     raise
             else:
                 return held
@@ -198,6 +205,17 @@ class Lane:
         while self._idle:
             connection, driver, _ = self._idle.pop()
             await _given_back(connection, driver)
+
+
+@contextmanager
+def _as_sqlalchemy(connection: AsyncConnection) -> Iterator[None]:
+    """The driver's errors as SQLAlchemy raises them: without values, and without the statement."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise exc.DBAPIError.instance(
+            None, None, error, psycopg.Error, hide_parameters=True, dialect=connection.dialect
+        ) from error
 
 
 async def _given_back(connection: AsyncConnection, driver: "psycopg.AsyncConnection[Any]") -> None:

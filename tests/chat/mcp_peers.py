@@ -13,7 +13,7 @@ import uvicorn
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.transport_security import TransportSecuritySettings
-from mcp_types import ImageContent, ResourceLink, TextContent
+from mcp_types import CallToolResult, ImageContent, ResourceLink, TextContent
 
 SECRET = "canary-9f2c"
 
@@ -76,6 +76,10 @@ def tools_server(seen: Seen) -> MCPServer:
     @server.tool()
     async def structured() -> dict[str, int]:
         return {"count": 3}
+
+    @server.tool()
+    async def huge() -> CallToolResult:
+        return CallToolResult(content=[], structured_content={"count": 10**30})
 
     @server.tool()
     async def slow(context: Context) -> str:

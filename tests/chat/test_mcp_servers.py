@@ -244,6 +244,24 @@ async def test_the_list_is_one_statement_however_long(service: Service, user: Us
     assert counts == [2, 2]  # who it is for, and the list
 
 
+async def test_turns_of_a_user_without_servers_ask_once_until_one_is_kept_or_enabled(service: Service, user: User) -> None:
+    statements: list[str] = []
+    event.listen(
+        service.database.engine.sync_engine,
+        "before_cursor_execute",
+        lambda _connection, _cursor, statement, *_rest: statements.append(statement),
+    )
+    for _ in range(10):
+        assert await service.headers_of(user) == {}
+    assert len([one for one in statements if "mcp_servers" in one]) == 1
+    created = await user.create("one")
+    assert set(await service.headers_of(user)) == {"one"}
+    await user.update(created.id, enabled=False)
+    assert [await service.headers_of(user) for _ in range(2)] == [{}, {}]
+    await user.update(created.id, enabled=True)
+    assert set(await service.headers_of(user)) == {"one"}
+
+
 async def test_what_is_another_users_is_not_there(service: Service, user: User) -> None:
     created, other = await user.create(), service.user()
     for server_id in (created.id, str(uuid.uuid4())):

@@ -104,7 +104,7 @@ async def url(request: pytest.FixtureRequest, seen: Seen) -> AsyncIterator[str]:
 async def test_tools_are_named_after_their_server_and_run(stand: Stand, url: str, seen: Seen) -> None:
     async with stand.open(choice(url, headers={"x-key": SECRET})) as box:
         tools = by_name(box)
-        assert set(tools) == {f"notes__{name}" for name in ("add", "fail", "long", "mixed", "structured", "slow")}
+        assert set(tools) == {f"notes__{name}" for name in ("add", "fail", "huge", "long", "mixed", "structured", "slow")}
         added = tools["notes__add"]
         assert (added.tool, added.server_label, added.needs_approval, added.is_exactly_once) == (
             "add",
@@ -129,6 +129,7 @@ async def test_every_kind_of_answer_becomes_text(stand: Stand, url: str) -> None
             "two things:\n[image: image/png, 1 KiB, not shown]\n[resource: report, https://notes.example/1 (of May)]"
         )
         assert '"count": 3' in await run(tools["notes__structured"])
+        assert "1" + "0" * 30 in await run(tools["notes__huge"])
         long = await run(tools["notes__long"], length=150_000)
         assert len(long) == 100_000
         assert long.endswith("(cut: the tool answered more than fits)")
@@ -159,7 +160,7 @@ async def test_a_second_turn_asks_for_no_list_and_connects_when_a_tool_is_called
     await stand.tools.close()
     asked = len(seen.headers)
     async with stand.open(choice(url)) as box:
-        assert len(box.tools) == 6
+        assert len(box.tools) == 7
         assert len(seen.headers) == asked
         assert await run(by_name(box)["notes__add"], a=2, b=2) == "4"
 

@@ -203,3 +203,22 @@ async def test_a_third_partys_server_is_called_by_the_model(chat: ChatProcess, s
     assert "Wrong arguments: message" in ended[3].error
     parts = [one.tool_call for one in events[-1].completed.message.parts if one.HasField("tool_call")]
     assert [part.result for part in parts] == [call.result for call in ended]
+
+
+async def test_a_call_that_a_cancel_cuts_is_not_told_to_have_done_nothing(
+    chat: ChatProcess, simulator: Running, url: str, seen: Seen
+) -> None:
+    user = chat.user()
+    await simulator.control.script(calling("notes__slow"))
+    asked = chat_pb2.CompletionRequest(message="Go", mcp_servers=[Option(label="notes", url=url)])
+    events = aiter(user.chat.StreamCompletion(asked, metadata=user.metadata, timeout=20))
+    generation_id = (await anext(events)).started.generation_id
+    async for event in events:
+        if event.HasField("tool_call_started"):
+            break
+    cancelling = chat_pb2.CancelGenerationRequest(generation_id=generation_id)
+    await user.chat.CancelGeneration(cancelling, metadata=user.metadata, timeout=10)
+    (last,) = [event async for event in events]
+    (call,) = [part.tool_call for part in last.cancelled.partial_message.parts]
+    assert call.status == "failed"
+    assert "whether it took effect is unknown" in call.error

@@ -1,14 +1,16 @@
 """What the provider can do to a reply: each failure ends the stream and the call as the contract says, the text kept."""
 
+import asyncio
 import time
 
 import grpc
 import pytest
 
-from simulator.control import Fault, ScriptedAnswer
+from simulator.control import Fault, ScriptedAnswer, ScriptedCall
 from simulator.server import Running
 from tests.chat.conftest import Start
 from tests.chat.service import ChatProcess, User, refusal, text_of
+from tests.chat.test_tasks import titles
 
 C = grpc.StatusCode
 FAULTS = [
@@ -28,6 +30,7 @@ FAULTS = [
     ("sim-9-0-0-error-4", C.UNAVAILABLE, "MODEL_UNAVAILABLE", 4),
     ("sim-9-0-0-failed-4", C.UNAVAILABLE, "MODEL_UNAVAILABLE", 4),
 ]
+LIMIT_SECONDS = 2.2
 RETRIED = {"MODEL_RATE_LIMITED", "MODEL_UNAVAILABLE", "MODEL_TIMED_OUT"}
 
 
@@ -135,3 +138,45 @@ async def test_a_thousand_replies_leave_no_connection_behind(chat: ChatProcess, 
     for _ in range(5):
         await user.create("Hi", model="sim-3-0-0")
     assert (await simulator.control.status()).running == 0
+
+
+async def limited_between_rounds(simulator: Running, *, after: str) -> None:
+    """A provider that limits us for some seconds once a task was added, and says each time to wait for one."""
+    limited = Fault(kind="status", status=429, retry_after_seconds=1)
+    await simulator.control.script(
+        ScriptedAnswer(function_calls=[ScriptedCall(name="add_task", arguments={"title": "Once"})]),
+        ScriptedAnswer(fault=limited, for_seconds=LIMIT_SECONDS),
+        ScriptedAnswer(text=after),
+        exhaustive=True,
+    )
+
+
+async def test_a_limit_that_ends_within_the_deadline_is_waited_for_to_its_end(start_chat: Start, simulator: Running) -> None:
+    await limited_between_rounds(simulator, after="At last.")
+    async with start_chat(generation_deadline_seconds=20) as chat, start_chat() as other:
+        user, asked = chat.user(), {"use_tasks": True, "request_id": "one"}
+        begin = time.monotonic()
+        reading = asyncio.create_task(user.stream("Add it", **asked))
+        await asyncio.sleep(0.5)
+        followed = await user.at(other).stream("Add it", **asked)
+        assert LIMIT_SECONDS <= time.monotonic() - begin < LIMIT_SECONDS + 3
+        assert await reading == followed
+        assert followed[-1].completed.message.text == "At last."
+        assert await titles(user) == ["Once"]
+
+
+async def test_a_limit_that_outlasts_the_deadline_is_waited_for_no_longer(start_chat: Start, simulator: Running) -> None:
+    deadline_seconds = 1.6
+    await limited_between_rounds(simulator, after="At last.")
+    async with start_chat(generation_deadline_seconds=deadline_seconds) as chat, start_chat() as other:
+        user, asked = chat.user(), {"use_tasks": True, "request_id": "one"}
+        begin = time.monotonic()
+        events = await user.stream("Add it", **asked)
+        # It was tried again once; the next wait would not end in time.
+        assert 1 <= time.monotonic() - begin < deadline_seconds
+        assert (events[-1].failed.reason, events[-1].failed.retry_delay.seconds) == ("MODEL_RATE_LIMITED", 1)
+        assert len(await simulator.control.requests("responses")) == 3
+        await asyncio.sleep(LIMIT_SECONDS - 1)
+        again = await user.at(other).create("Add it", **asked)
+        assert (again.message.text, [call.status for call in again.tool_calls]) == ("At last.", ["succeeded"])
+        assert await titles(user) == ["Once"]

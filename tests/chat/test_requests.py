@@ -80,6 +80,12 @@ async def test_images_reach_the_provider(user: User, simulator: Running) -> None
         ([image(url="https:///x.png")], ["images[0].url"]),
         ([image(url="https://[bad/x.png")], ["images[0].url"]),
         ([image(url="data:image/png;base64,AAAA")], ["images[0].url"]),
+        (
+            [image(url="https://169.254.169.254/"), image(url="https://[::1]/x.png")],
+            ["images[0].url", "images[1].url"],
+        ),
+        ([image(url="https://2130706433/x.png"), image(url="https://0x7f.1/x.png")], ["images[0].url", "images[1].url"]),
+        ([image(url="https://LOCALHOST./x.png"), image(url="https://a.localhost/")], ["images[0].url", "images[1].url"]),
         ([image(data=b"<svg/>")], ["images[0].data"]),
         ([image(data=PNG + b"\0" * MOST_IMAGE_BYTES)], ["images[0].data"]),
         ([image(data=PNG + b"\0" * (MOST_IMAGE_BYTES - 100))] * 2, ["images"]),
@@ -112,6 +118,11 @@ def test_schemas_are_bounded() -> None:
         (nested(22), "levels deep"),
         (schema(a={"description": "x" * 65_536}), "bytes"),
         (schema(a={"minimum": float("inf")}), "number"),
+        (schema(a={"minimum": 1e300}), "number"),
+        (schema(a={"maximum": -1e19}), "number"),
+        (schema(a={"description": "a\0b"}), "control character"),
+        ({"type": "object", "a\0": True}, "control character"),
+        (schema(a={"enum": ["\x1b"]}), "control character"),
     ):
         value = struct_pb2.Struct()
         _fill(value, wrong)

@@ -226,3 +226,12 @@ async def test_who_is_not_signed_in_watches_nothing(chat: ChatProcess) -> None:
     stranger = User(chat.channel, (), "nobody")
     asked = task_pb2.ListTasksRequest()
     assert (await refusal(stranger.tasks.ListTasks(asked, timeout=5))).code == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_place_that_is_far_ahead_is_told_to_begin_anew(user: User) -> None:
+    await add(user, "Milk")
+    async with watching(user, after_sequence=2**31 - 1) as watch:
+        first = await watch.next()
+    assert (first.sequence, first.started.reset) == (1, True)
+    async with watching(user, header=str(2**31 - 1)) as watch:
+        assert (await watch.next()).started.reset

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from parley.chat.v1 import chat_pb2
-from simulator.control import Fault, ScriptedAnswer, ScriptedCall
+from simulator.control import Fault, ScriptedAnswer, ScriptedCall, ScriptedCitation
 from simulator.server import Running
 from suite.databases import ServiceDatabase
 from tests.chat.conftest import Start
@@ -79,6 +79,8 @@ async def test_what_goes_wrong_with_a_call_is_a_result_and_not_the_end(user: Use
                 call("add_task", {"title": "Soon", "due_time": "tomorrow"}),
                 call("complete_task", {"task_id": "7"}),
                 call("no_such_tool", {}),
+                call("list_tasks", {"text": "a\0b"}),
+                call("complete_task", {"title": "a\0b"}),
             ]
         ),
         ScriptedAnswer(text="That did not work."),
@@ -96,6 +98,8 @@ async def test_what_goes_wrong_with_a_call_is_a_result_and_not_the_end(user: Use
     assert told[4].startswith("due_time must be a time")
     assert "task_id" in told[5]
     assert told[6] == "There is no such tool."
+    assert told[7].startswith("text holds a control character")
+    assert told[8].startswith("title holds a control character")
     assert await outputs(simulator) == [f"Error: {text}" for text in told]
     assert await titles(user) == ["Call Bob", "Call Ana"]
 
@@ -207,3 +211,29 @@ async def test_arguments_that_are_no_object_or_do_not_fit_are_told(user: User, s
     events = await user.stream("Go", use_tasks=True)
     assert [status for _, status, _ in calls_of(events)] == ["failed"]
     assert await titles(user) == []
+
+
+async def test_the_next_attempt_tells_again_what_earlier_rounds_said_and_did(chat: ChatProcess, simulator: Running) -> None:
+    """The model is not asked for it again, so that it would be lost to the user."""
+    source = ScriptedCitation(url="https://otters.example", title="Otters", start=0, end=5)
+    await simulator.control.script(
+        ScriptedAnswer(
+            text="Otters swim.", citations=[source], reasoning="So…", function_calls=[call("add_task", {"title": "One"})]
+        ),
+        ScriptedAnswer(text="They play.", function_calls=[call("add_task", {"title": "Two"})]),
+        ScriptedAnswer(text="They sleep.", fault=Fault(kind="cut", after_tokens=1)),
+        ScriptedAnswer(text="Both are on your list."),
+        exhaustive=True,
+    )
+    user, asked = chat.user(), {"use_tasks": True, "request_id": "one"}
+    failed = (await user.stream("Add them", **asked))[-1].failed
+    assert failed.partial_message.text.startswith("Otters swim.\n\nThey play.\n\nThey")
+    again = await user.stream("Add them", **asked)
+    message = again[-1].completed.message
+    assert message.text == text_of(again) == "Otters swim.\n\nThey play.\n\nBoth are on your list."
+    kinds = ["reasoning", "text", "tool_call", "text", "tool_call", "text"]
+    assert [part.WhichOneof("part") for part in message.parts] == kinds
+    assert [part.WhichOneof("part") for part in failed.partial_message.parts] == kinds
+    for one in (failed.partial_message, message):
+        assert [one.text[cited.start : cited.end] for cited in one.citations] == ["Otter"]
+    assert sorted(await titles(user)) == ["One", "Two"]

@@ -19,8 +19,6 @@ from tests.e2e.test_tools import PIXEL
 CANARY = "Xylotheque-7731"
 SERVICES = ("auth", "chat", "memory")
 FORGET_SECONDS = 15.0
-# The event log of a reply that has ended stays so long for readers that are behind, whatever becomes of its conversation.
-LOG_KEY, LOG_MS = "parley:chat:log:", 60_000
 
 
 @pytest.fixture
@@ -99,10 +97,7 @@ async def _parts_that_hold_it(data: Path) -> set[str]:
 
 
 async def _holders(data: Path) -> set[str]:
-    """The tables, and the keys of Redis, that hold the canary anywhere in a row, key or value.
-
-    Without the logs of replies that have ended and are about to expire.
-    """
+    """The tables, and the keys of Redis, that hold the canary anywhere in a row, key or value."""
     tables = [f"{service} {table}" for service in SERVICES for table in await _tables_that_hold_it(data, service)]
     return {*tables, *(f"redis {key}" for key in await _keys_that_hold_it(data))}
 
@@ -124,8 +119,7 @@ async def _tables_that_hold_it(data: Path, service: str) -> list[str]:
 async def _keys_that_hold_it(data: Path) -> list[str]:
     socket = next((data / "redis").rglob("redis.sock"))
     async with Redis(unix_socket_path=str(socket), decode_responses=True, encoding_errors="replace") as redis:
-        found = [str(key) async for key in redis.scan_iter() if CANARY in str(key) + await _value(redis, key)]
-        return [key for key in found if not (key.startswith(LOG_KEY) and 0 < await redis.pttl(key) <= LOG_MS)]
+        return [str(key) async for key in redis.scan_iter() if CANARY in str(key) + await _value(redis, key)]
 
 
 async def _value(redis: Redis, key: str) -> str:

@@ -102,6 +102,8 @@ async def test_refusals_are_results_and_faults_tell_nothing(mcp_edge: Edge, sign
         wrong = await client.call_tool("who", {"loud": "very"})
         assert wrong.is_error
         assert "Wrong arguments: loud" in wrong.content[0].text  # type: ignore[union-attr]
+        huge = await client.call_tool("who", {"loud": 10**30})
+        assert "number of more than 64 bits" in huge.content[0].text  # type: ignore[union-attr]
         fault = await client.call_tool("fault", {})
         assert fault.is_error
         assert "canary" not in str(fault)
@@ -156,6 +158,8 @@ async def test_methods_paths_hosts_and_sizes(mcp_edge: Edge, signed_in: dict[str
         assert (await client.post("/mcp", json=CALL, headers=foreign)).status_code == 200
         large = await client.post("/mcp", content=b"x" * 3_000_000, headers={**ACCEPT, **signed_in})
         assert error_of(large) == (413, 3, "REQUEST_TOO_LARGE")
+        form = await client.post("/mcp", content=b"a=b", headers={**ACCEPT, **signed_in, "content-type": "text/plain"})
+        assert error_of(form) == (400, 3, "INVALID_REQUEST")
         broken = await client.post("/mcp", content=b"{", headers={**ACCEPT, **signed_in, "content-type": "application/json"})
         assert (broken.status_code, broken.json()["error"]["code"]) == (400, -32700)
 

@@ -17,18 +17,22 @@ from services.chat.records import Conversation, Message
 from services.chat.refusals import conversation_not_found, request_id_reused
 from services.chat.rows import CONVERSATION_COLUMNS, conversation_of, message_columns, message_of
 from services.chat.schema import conversations, generations, messages
-from services.runtime.database import Database
+from services.runtime.database import Database, interval
 from services.runtime.jobs import Jobs
 
 FULL_MESSAGES: Final = 1000
+# Longer than the log of an ended generation is kept (log.event_log), with room for clocks.
+LOG_KEPT_SECONDS: Final = 120
 
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """What a deletion took: how many messages, and the generations that were running."""
+    """What a deletion took: how many messages, and the generations that were running or have ended just now."""
 
     message_count: int
     running_generation_ids: Sequence[str]
+    ended_generation_ids: Sequence[str]
+    """Those whose log may still be there."""
 
 
 class ConversationStore:
@@ -110,22 +114,23 @@ class ConversationStore:
     async def delete_conversation(self, conversation_id: str, *, user_id: str) -> Deleted:
         """Deletes a conversation with everything in it and defers its forgetting by memory. Raises NotFound."""
         lock = sa.select(conversations.c.message_count).where(_is(conversation_id, user_id)).with_for_update()
-        running = sa.select(generations.c.id, generations.c.provider_response_ids).where(
+        told = sa.select(generations.c.id, generations.c.status, generations.c.provider_response_ids).where(
             generations.c.user_id == user_id,
             generations.c.conversation_id == conversation_id,
-            generations.c.status == "running",
+            sa.or_(generations.c.status == "running", generations.c.end_time > sa.func.now() - interval(LOG_KEPT_SECONDS)),
         )
         async with self._database.transaction(user_id=user_id) as connection:
             count = (await connection.execute(lock)).scalar_one_or_none()
             if count is None:
                 raise conversation_not_found(conversation_id)
-            found = (await connection.execute(running)).all()
+            found = (await connection.execute(told)).all()
             await connection.execute(conversations.delete().where(_is(conversation_id, user_id)))
             await self._jobs.defer(connection, FORGET_CONVERSATION, conversation_id=conversation_id, user_id=user_id)
             # What the provider keeps of those that ended is forgotten already.
-            if kept := [response_id for row in found for response_id in row.provider_response_ids]:
+            running = [row for row in found if row.status == "running"]
+            if kept := [response_id for row in running for response_id in row.provider_response_ids]:
                 await defer_forgetting(self._jobs, connection, kept)
-        return Deleted(count, [row.id for row in found])
+        return Deleted(count, [row.id for row in running], [row.id for row in found if row.status != "running"])
 
     async def list_messages(
         self, conversation_id: str, *, user_id: str, limit: int, after: tuple[int, int], with_superseded: bool

@@ -147,7 +147,7 @@ class McpListener:
         self._open += 1
         try:
             await self._enter(headers, request_id)
-            await self._pass_on(scope, receive, answer)
+            await self._pass_on(scope, receive, answer, content_type=headers.get("content-type", ""))
         except Exception as error:  # noqa: BLE001 - the one wrap around a request: whatever it is becomes an answer or a line
             await answer.fail(error)
         finally:
@@ -180,13 +180,18 @@ class McpListener:
         deadline = asyncio.get_running_loop().time() + _DEADLINE_SECONDS
         enter(Call(request_id=request_id, caller=caller, deadline=deadline))
 
-    async def _pass_on(self, scope: Message, receive: Receive, answer: "_Answer") -> None:
+    async def _pass_on(self, scope: Message, receive: Receive, answer: "_Answer", *, content_type: str) -> None:
         if scope["path"].rstrip("/") != PATH:
             raise NotFound("There is no such path: MCP is spoken at /mcp.", reasons.ERROR_REASON_ROUTE_NOT_FOUND)
         if scope["method"] not in _METHODS:
             # Stateless: there is no session to end and no stream to listen to.
             await answer.refuse_method()
             return
+        # The package would answer in plain text.
+        if content_type.partition(";")[0].strip().lower() != "application/json":
+            raise InvalidArgument(
+                "Send JSON-RPC, with the header `content-type: application/json`.", reasons.ERROR_REASON_INVALID_REQUEST
+            )
         async with asyncio.timeout(_DEADLINE_SECONDS):
             await self._app(scope, receive, answer.send)
 

@@ -3,11 +3,11 @@
 Invariant: at most 100,000 characters that any database and any provider takes. Pictures and sounds are named, not shown.
 """
 
+import json
 from collections.abc import Iterator
 from typing import Final
 
 import mcp_types as types
-import orjson
 
 MOST_CHARACTERS: Final = 100_000
 _CUT: Final = "\n… (cut: the tool answered more than fits)"
@@ -36,7 +36,8 @@ def _pieces(result: types.CallToolResult) -> Iterator[str]:
         yield _block(block)
     # Servers repeat structured content as text for clients that know only that.
     if result.structured_content is not None and not has_text:
-        yield orjson.dumps(result.structured_content).decode()
+        # Not orjson, which refuses numbers of more than 64 bits and halves of characters.
+        yield json.dumps(result.structured_content, ensure_ascii=False)
 
 
 def _block(block: types.ContentBlock) -> str:

@@ -100,7 +100,11 @@ class McpServer:
         verb = self._verbs.get(name)
         if verb is None:
             raise ToolError("There is no such tool.")
-        checked = read_arguments(orjson.dumps(arguments).decode(), verb.spec.parameters)
+        try:
+            written = orjson.dumps(arguments).decode()
+        except orjson.JSONEncodeError:
+            raise ToolError("The arguments hold a number of more than 64 bits.") from None
+        checked = read_arguments(written, verb.spec.parameters)
         return await verb.run(checked, user_id=current_user_id())
 
 

@@ -4,7 +4,11 @@ Owns the sealing of their headers: bound to the row and its user, opened only fo
 at most; the headers go to the host that they were given for, and are dropped with it; what is another user's is not there.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Final, Never
 
@@ -28,6 +32,10 @@ from services.runtime.sealing import Seal, SealError
 log = structlog.get_logger(__name__)
 
 MOST_SERVERS: Final = 20
+_BELIEVED_SECONDS: Final = 5.0
+_MOST_KNOWN: Final = 10_000
+# Of the pool's connections: what does not come often must not keep turns from being saved.
+_READS_AT_ONCE: Final = 2
 _COLUMNS: Final = tuple(mcp_servers.c[field.name] for field in fields(McpServer))
 # One creation of a user at a time, so that the count holds.
 _LOCK: Final = sa.text("select pg_advisory_xact_lock(hashtextextended('mcp_servers ' || :user_id, 0))")
@@ -41,12 +49,57 @@ class Offered:
     sealed_labels: Sequence[str]
 
 
+_NOTHING_OFFERED: Final = Offered((), ())
+
+
+class _Serverless:
+    """The users of whom it was read that they keep no enabled server, 10,000 at most; believed for five seconds.
+
+    `mark` before the reading: what was changed since is not noted.
+    """
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, float] = OrderedDict()
+        self._changes = 0
+
+    def mark(self) -> int:
+        return self._changes
+
+    def note(self, user_id: str, mark: int) -> None:
+        if mark == self._changes:
+            self._known[user_id] = time.monotonic() + _BELIEVED_SECONDS
+            self._known.move_to_end(user_id)
+            while len(self._known) > _MOST_KNOWN:
+                self._known.popitem(last=False)
+
+    def forget(self, user_id: str) -> None:
+        self._changes += 1
+        self._known.pop(user_id, None)
+
+    def __contains__(self, user_id: str) -> bool:
+        return self._known.get(user_id, 0.0) > time.monotonic()
+
+
 class McpServerStore:
-    """The servers in the database. Every method is confined to one user and is one transaction."""
+    """The servers in the database. Every method is confined to one user and is one transaction.
+
+    What a user changes here, a turn of this process sees at once; another process that knows of no server of the user's
+    sees the first within five seconds.
+    """
 
     def __init__(self, database: Database, seal: Seal) -> None:
         self._database = database
         self._seal = seal
+        self._serverless = _Serverless()
+        self._gate = asyncio.Semaphore(_READS_AT_ONCE)
+
+    @asynccontextmanager
+    async def _changing(self, user_id: str) -> AsyncIterator[AsyncConnection]:
+        try:
+            async with self._database.transaction(user_id=user_id) as connection:
+                yield connection
+        finally:
+            self._serverless.forget(user_id)
 
     async def keep_server(self, draft: ServerDraft, *, user_id: str, request_id: str | None, request: bytes) -> McpServer:
         """Keeps a server, or returns the one that the request id created before.
@@ -57,7 +110,7 @@ class McpServerStore:
         values = {"id": server_id, "user_id": user_id, **_values(draft), **self._sealed(draft.headers, server_id, user_id)}
         if request_id is not None:
             values |= {"request_id": request_id, "request_digest": self._seal.fingerprint(request)}
-        async with self._database.transaction(user_id=user_id) as connection:
+        async with self._changing(user_id) as connection:
             await connection.execute(_LOCK, {"user_id": user_id})
             if request_id is not None and (created := await _created_by(connection, user_id, request_id)) is not None:
                 if not self._seal.is_fingerprint(created["request_digest"], request):
@@ -87,7 +140,7 @@ class McpServerStore:
         Idempotent. Raises NotFound, AlreadyExists (LABEL_TAKEN).
         """
         locked = sa.select(mcp_servers.c.url).where(_is(server_id, user_id)).with_for_update()
-        async with self._database.transaction(user_id=user_id) as connection:
+        async with self._changing(user_id) as connection:
             url = (await connection.execute(locked)).scalar_one_or_none()
             if url is None:
                 _not_found(server_id)
@@ -109,14 +162,19 @@ class McpServerStore:
 
     async def offered_servers(self, *, user_id: str) -> Offered:
         """The enabled servers with their headers, for a turn of this user."""
+        if user_id in self._serverless:
+            return _NOTHING_OFFERED
+        mark = self._serverless.mark()
         statement = (
             sa.select(*_COLUMNS, mcp_servers.c.sealed_headers)
             .where(mcp_servers.c.user_id == user_id, mcp_servers.c.is_enabled)
             .order_by(sa.func.lower(mcp_servers.c.label))
             .limit(MOST_SERVERS)
         )
-        async with self._database.transaction(user_id=user_id) as connection:
+        async with self._gate, self._database.transaction(user_id=user_id) as connection:
             rows = (await connection.execute(statement)).mappings().all()
+        if not rows:
+            self._serverless.note(user_id, mark)
         found: list[McpServerChoice] = []
         sealed: list[str] = []
         for row in rows:

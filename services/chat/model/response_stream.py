@@ -31,6 +31,12 @@ class _Place:
     noted: int = -1
 
 
+def said_in(items: Sequence[Event], model: str) -> Sequence[Piece]:
+    """The pieces that told the items of a round which has ended; those of items that cannot be read are left out."""
+    told = ResponseStream(model).settle({"status": "completed", "output": items})
+    return [piece for piece in told if not isinstance(piece, RoundEnd)]
+
+
 class ResponseStream:
     """Reads one round, whatever the boundaries of the socket's reads, over several connections if need be. Bounded.
 

@@ -4,11 +4,14 @@ Owns their bounds. Invariant: what is stored as an image begins like one; its me
 nothing that the client says. It refuses what the provider would have to fetch over anything but https.
 """
 
+import ipaddress
+import socket
 from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
 from parley.chat.v1 import chat_pb2
+from services.chat.mcp.addresses import is_public
 from services.chat.records import Image
 from services.runtime.errors import FieldViolation
 
@@ -69,4 +72,18 @@ def _is_https(url: str) -> bool:
     except ValueError:
         return False
     is_plain = url.isascii() and url.isprintable() and " " not in url
-    return is_plain and parts.scheme == "https" and bool(parts.hostname) and parts.username is None
+    is_plain = is_plain and parts.scheme == "https" and parts.username is None
+    return is_plain and _may_be_public(parts.hostname or "")
+
+
+def _may_be_public(host: str) -> bool:
+    """Whether a host is not plainly a private one. Whoever fetches the image looks names up: we cannot do it for them."""
+    name = host.rstrip(".").lower()
+    if name in {"", "localhost"} or name.endswith(".localhost"):
+        return False
+    try:
+        # In any spelling that a resolver takes: 2130706433, 0x7f.1.
+        address = ipaddress.ip_address(host) if ":" in host else ipaddress.ip_address(socket.inet_aton(name))
+    except (ValueError, OSError):
+        return True
+    return is_public(address)

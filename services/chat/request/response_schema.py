@@ -12,8 +12,12 @@ from typing import Any, Final
 import orjson
 from google.protobuf.struct_pb2 import Struct, Value
 
+from services.runtime.rules import CONTROL_CHARACTERS
+
 MOST_BYTES: Final = 64 * 1024
 MOST_LEVELS: Final = 20
+# Beyond, the whole numbers of JSON are not those of whoever reads it.
+_GREATEST_NUMBER: Final = 2.0**63
 
 _MAPS: Final = ("properties", "$defs", "definitions")
 _LISTS: Final = ("anyOf", "allOf", "oneOf")
@@ -43,7 +47,7 @@ def read_schema(struct: Struct) -> dict[str, Any]:
 def _object(struct: Struct, *, levels: int) -> dict[str, Any]:
     if levels == 0:
         raise SchemaError(f"is more than {MOST_LEVELS} levels deep")
-    return {key: _value(struct.fields[key], levels=levels - 1) for key in sorted(struct.fields)}
+    return {_text(key): _value(struct.fields[key], levels=levels - 1) for key in sorted(struct.fields)}
 
 
 def _value(value: Value, *, levels: int) -> Any:
@@ -57,15 +61,23 @@ def _value(value: Value, *, levels: int) -> Any:
         case "number_value":
             return _number(value.number_value)
         case "string_value":
-            return value.string_value
+            return _text(value.string_value)
         case "bool_value":
             return value.bool_value
     return None
 
 
+def _text(text: str) -> str:
+    if CONTROL_CHARACTERS.search(text):
+        raise SchemaError("holds a control character (NUL, say): remove it")
+    return text
+
+
 def _number(number: float) -> int | float:
     if not math.isfinite(number):
         raise SchemaError("holds a number that is none")
+    if abs(number) >= _GREATEST_NUMBER:
+        raise SchemaError("holds a number of more than 63 bits: leave it out")
     return int(number) if number.is_integer() else number
 
 

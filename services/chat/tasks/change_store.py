@@ -45,7 +45,9 @@ class TaskChangeStore:
         """Where the changes stand. Without a sequence nothing can be missing."""
         column = task_changes.c
         last = sa.select(task_counters.c.last_sequence).where(task_counters.c.user_id == user_id).scalar_subquery()
-        next_one = sa.exists().where(column.user_id == user_id, column.sequence == (after_sequence or 0) + 1)
+        # Of 64 bits: a client may have any sequence of 32.
+        wanted = sa.literal((after_sequence or 0) + 1, sa.BigInteger)
+        next_one = sa.exists().where(column.user_id == user_id, column.sequence == wanted)
         async with self._database.transaction(user_id=user_id) as connection:
             last_sequence, has_next = (await connection.execute(sa.select(sa.func.coalesce(last, 0), next_one))).one()
         return Since(last_sequence, after_sequence is None or after_sequence == last_sequence or has_next)

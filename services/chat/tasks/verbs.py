@@ -27,6 +27,7 @@ from services.chat.tools.tool import ToolError
 from services.runtime.calls import current_request_id
 from services.runtime.database import DATABASE_FAILURES
 from services.runtime.errors import ServiceError, to_service_error
+from services.runtime.rules import CONTROL_CHARACTERS
 
 Arguments = Mapping[str, Any]
 
@@ -104,6 +105,9 @@ class TaskVerb:
 
         With a `call` exactly once, however often it is repeated.
         """
+        for name, value in arguments.items():
+            if isinstance(value, str) and CONTROL_CHARACTERS.search(value):
+                raise ToolError(f"{name} holds a control character (NUL, say): remove it.")
         try:
             return await self.do(arguments, user_id, call)
         except ServiceError as error:

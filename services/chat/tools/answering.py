@@ -6,6 +6,7 @@ a bound the model gets one last round without tools.
 """
 
 import contextlib
+import itertools
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any, Final
@@ -14,9 +15,10 @@ from parley.type.v1 import error_reason_pb2 as reasons
 from services.chat.context import Context
 from services.chat.model.provider import Model
 from services.chat.model.request import HostedMcpServer, ModelRequest
+from services.chat.model.response_stream import said_in
 from services.chat.options import ReplyOptions
 from services.chat.pieces import CallFinished, CallStarted, FunctionCall, Piece, Position, RoundEnd
-from services.chat.records import Usage
+from services.chat.records import ToolCall, Usage
 from services.chat.reply import Reply
 from services.chat.tools.call_store import Item, Progress, RoundOver, ToolCallStore
 from services.chat.tools.round_cost import DEFAULT_OUTPUT_TOKENS, bound_of_round
@@ -128,14 +130,19 @@ class Answering:
         work.tools, work.hosted = tools, hosted
 
     async def _take_up(self, work: _Work, progress: Progress) -> None:
-        """Goes on from what is stored: tells what was called, and ends the calls of the last round."""
+        """Goes on from what is stored: tells what was said and called, and ends the calls of the last round."""
         work.items, work.stored_items, work.usage = list(progress.items), len(progress.items), progress.usage
-        work.calls, work.rounds, pending = _calls_in(progress.items)
-        for one in work.calls:
-            if call := progress.calls.get(one.key):
-                work.reply.add(CallStarted(replace(call, status="running", result="", error="")))
-                if one not in pending:
-                    work.reply.add(CallFinished(call))
+        # What another process told of it is in the reply already; of an earlier attempt nothing is.
+        is_said = work.reply.has_output
+        answered = sum(_is_output(item) for item in progress.items)
+        for said in _rounds_in(progress.items):
+            if not is_said:
+                _say_again(work.reply, said)
+            calls = keyed(_calls_in(said), work.calls)
+            _tell_calls(work.reply, calls, progress.calls, are_over=len(work.calls) < answered)
+            work.calls += calls
+            work.rounds += 1
+        pending = work.calls[answered:]
         work.items += await self._running.take_up(work.reply, work.tools, pending, progress.calls)
 
     async def _rounds(self, work: _Work, position: Position | None) -> ReplyEnd:
@@ -229,15 +236,32 @@ def _sum(one: Usage | None, other: Usage | None) -> Usage | None:
     return Usage(*(mine + its for mine, its in zip(astuple(one), astuple(other), strict=True)))
 
 
-def _calls_in(items: Sequence[Item]) -> tuple[list[KeyedCall], int, list[KeyedCall]]:
-    """The calls in the items of a reply, the number of its rounds, and the calls of the last one that have no output yet."""
-    calls: list[KeyedCall] = []
-    answered = rounds = 0
-    is_output = True
-    for item in items:
-        was_output, is_output = is_output, item["type"] == "function_call_output"
-        answered += is_output
-        rounds += was_output and not is_output
-        if item["type"] == "function_call":
-            calls += keyed([FunctionCall(item["call_id"], item["name"], item["arguments"])], calls)
-    return calls, rounds, calls[answered:]
+def _say_again(reply: Reply, said: Sequence[Item]) -> None:
+    reply.begin_round()
+    for piece in said_in(said, reply.turn.generation.model):
+        if isinstance(piece, str):
+            reply.write(piece)
+        elif not isinstance(piece, Position):
+            reply.add(piece)
+
+
+def _tell_calls(reply: Reply, calls: Sequence[KeyedCall], stored: Mapping[str, ToolCall], *, are_over: bool) -> None:
+    for one in calls:
+        if call := stored.get(one.key):
+            reply.add(CallStarted(replace(call, status="running", result="", error="")))
+            if are_over:
+                reply.add(CallFinished(call))
+
+
+def _rounds_in(items: Sequence[Item]) -> list[list[Item]]:
+    """What the model put out in each round. What its calls came to stands between them, all of a round or nothing."""
+    return [list(said) for is_output, said in itertools.groupby(items, _is_output) if not is_output]
+
+
+def _is_output(item: Item) -> bool:
+    return bool(item["type"] == "function_call_output")
+
+
+def _calls_in(said: Sequence[Item]) -> list[FunctionCall]:
+    calls = [item for item in said if item["type"] == "function_call"]
+    return [FunctionCall(item["call_id"], item["name"], item["arguments"]) for item in calls]
