@@ -27,11 +27,13 @@ from services.chat.conversation.store import ConversationStore
 from services.chat.conversation.title_store import TitleStore
 from services.chat.conversation.titles import Titles
 from services.chat.conversation_servicer import ConversationServicer
-from services.chat.event_feed import EventFeed
-from services.chat.forgetting import Forgetting
-from services.chat.generation_parts import open_generations
+from services.chat.generation.forgetting import Forgetting
+from services.chat.generation.generations import Generations
+from services.chat.generation.leases import Leases
+from services.chat.generation.parts import GenerationParts, open_generations
+from services.chat.generation.writing import Writing
 from services.chat.generation_store import GenerationStore
-from services.chat.generations import Generations
+from services.chat.log.event_feed import EventFeed
 from services.chat.mcp.addresses import Addresses
 from services.chat.mcp.parts import Mcp, open_mcp
 from services.chat.mcp.store import McpServerStore
@@ -49,7 +51,7 @@ from services.chat.request.reading import RequestReading
 from services.chat.servicer import ChatServicer
 from services.chat.settings import ChatSettings
 from services.chat.tasks.feed import TaskFeed
-from services.chat.tasks.parts import open_tasks
+from services.chat.tasks.parts import TaskParts, open_tasks
 from services.chat.tasks.servicer import TaskServicer
 from services.chat.tools.answering import Answering, ToolLimits
 from services.chat.tools.call_store import ToolCallStore
@@ -59,7 +61,6 @@ from services.chat.turn_store import TurnStore
 from services.chat.unrecorded import Unrecorded
 from services.chat.usage.budget import Budget
 from services.chat.usage.store import UsageStore
-from services.chat.writing import Writing
 from services.runtime.channels import open_channel
 from services.runtime.database import Database, serving_database
 from services.runtime.duties import beside
@@ -119,8 +120,70 @@ def chat_server(settings: ChatSettings, chat: Chat, verifier: TokenVerifier) -> 
 
 async def open_chat(settings: ChatSettings, parts: AsyncExitStack, *, database: Database, tokens: ServiceTokens) -> Chat:
     """Chat on its database, with its jobs and leases kept, until `parts` closes."""
-    jobs = Jobs(settings.database_url.get_secret_value())
-    unrecorded = Unrecorded()
+    jobs, unrecorded = Jobs(settings.database_url.get_secret_value()), Unrecorded()
+    model = await parts.enter_async_context(open_model(settings))
+    usage = UsageStore(database, concurrency=_share(settings, 0.2))
+    budget = Budget(usage, tokens_per_day=settings.token_budget_per_day)
+    memory = _open_memory(settings, parts, tokens)
+    tools = await _open_tools(settings, parts, database)
+    answering = _answering(settings, database, model, budget, [tools.tasks.tools, tools.mcp.tools])
+    context = _context(settings, database, memory)
+    writing = Writing(context, answering, model, read_options=partial(stored_options, tools.seal))
+    # Before anything that defers jobs.
+    _register_jobs(settings, jobs, database, memory=memory, model=model, budget=budget)
+    replies = await _open_replies(settings, parts, database, writing, jobs=jobs, unrecorded=unrecorded)
+    recorder = Recorder(RecordStore(database), memory, unrecorded)
+    await parts.enter_async_context(beside(recorder.follow(), recorder.sweep()))
+    await parts.enter_async_context(jobs.working(concurrency=settings.job_concurrency))
+    preferences = _open_preferences(settings, parts, tokens)
+    reading = RequestReading(settings, preferences=preferences, addresses=tools.addresses, seal=tools.seal)
+    return Chat(
+        mounts=_mounts(
+            ChatServicer(replies.turns, reading, budget),
+            ConversationServicer(ConversationStore(database, jobs), SearchStore(database), replies.generations),
+            AdminServicer(SessionStore(database)),
+            tools.tasks.servicer,
+            McpServerServicer(tools.servers, tools.addresses),
+        ),
+        generations=replies.generations,
+        event_feed=replies.feed,
+        task_feed=tools.tasks.feed,
+        mcp=tools.mcp,
+    )
+
+
+@dataclass(frozen=True)
+class _Tools:
+    """What the model may use, and what guards it."""
+
+    tasks: TaskParts
+    mcp: Mcp
+    servers: McpServerStore
+    addresses: Addresses
+    seal: Seal
+
+
+async def _open_tools(settings: ChatSettings, parts: AsyncExitStack, database: Database) -> _Tools:
+    seal = Seal.from_settings(settings)
+    addresses = Addresses(
+        allow_private=settings.mcp_allow_private_addresses, timeout_seconds=settings.mcp_connect_timeout_seconds
+    )
+    parts.callback(addresses.close)
+    tasks = await open_tasks(settings, parts, database=database)
+    servers = McpServerStore(database, seal)
+    mcp = open_mcp(settings, parts, store=servers, addresses=addresses, verbs=tasks.actions.verbs)
+    return _Tools(tasks, mcp, servers, addresses, seal)
+
+
+async def _open_replies(  # noqa: PLR0913 - parts of its own
+    settings: ChatSettings,
+    parts: AsyncExitStack,
+    database: Database,
+    writing: Writing,
+    *,
+    jobs: Jobs,
+    unrecorded: Unrecorded,
+) -> GenerationParts:
     store = GenerationStore(
         database,
         jobs,
@@ -130,58 +193,29 @@ async def open_chat(settings: ChatSettings, parts: AsyncExitStack, *, database: 
         lease_seconds=settings.lease_seconds,
         concurrency=_share(settings, 0.3),
     )
-    messages, memory = MessageStore(database), _open_memory(settings, parts, tokens)
-    context = ContextAssembly(
-        messages,
+
+    def make_turn_store(leases: Leases) -> TurnStore:
+        return TurnStore(database, store, jobs, rescue=leases.rescue, concurrency=_share(settings, 0.4))
+
+    return await open_generations(settings, parts, database, store, writing, make_turn_store=make_turn_store)
+
+
+def _context(settings: ChatSettings, database: Database, memory: MemoryClient) -> ContextAssembly:
+    return ContextAssembly(
+        MessageStore(database),
         memory,
         token_budget=settings.context_token_budget,
         timeout_seconds=settings.memory_timeout_seconds,
     )
-    model = await parts.enter_async_context(open_model(settings))
-    usage = UsageStore(database, concurrency=_share(settings, 0.2))
-    budget = Budget(usage, tokens_per_day=settings.token_budget_per_day)
-    seal = Seal.from_settings(settings)
-    addresses = Addresses(
-        allow_private=settings.mcp_allow_private_addresses, timeout_seconds=settings.mcp_connect_timeout_seconds
-    )
-    parts.callback(addresses.close)
-    tasks = await open_tasks(settings, parts, database=database)
-    servers = McpServerStore(database, seal)
-    mcp_servers = McpServerServicer(servers, addresses)
-    mcp = open_mcp(settings, parts, store=servers, addresses=addresses, verbs=tasks.actions.verbs)
-    sources: list[ToolSource] = [tasks.tools, mcp.tools]
-    answering = _open_answering(settings, database, model, budget, sources)
-    writing = Writing(context, answering, model, read_options=partial(stored_options, seal))
-    replies = await open_generations(
-        settings, parts, database, store, writing,
-        make_turn_store=lambda leases: TurnStore(
-            database, store, jobs, rescue=leases.rescue, concurrency=_share(settings, 0.4)
-        ),
-    )  # fmt: skip
-    Recording(messages, memory).register(jobs)
+
+
+def _register_jobs(  # noqa: PLR0913 - one line a job
+    settings: ChatSettings, jobs: Jobs, database: Database, *, memory: MemoryClient, model: Model, budget: Budget
+) -> None:
+    Recording(MessageStore(database), memory).register(jobs)
     Forgetting(model).register(jobs)
     title_model = settings.title_model or settings.openai_model
     Titles(TitleStore(database), model, budget, model_name=title_model).register(jobs)
-    recorder = Recorder(RecordStore(database), memory, unrecorded)
-    await parts.enter_async_context(beside(recorder.follow(), recorder.sweep()))
-    await parts.enter_async_context(jobs.working(concurrency=settings.job_concurrency))
-    preferences = _open_preferences(settings, parts, tokens)
-    reading = RequestReading(settings, preferences=preferences, addresses=addresses, seal=seal)
-    conversations = ConversationServicer(ConversationStore(database, jobs), SearchStore(database), replies.generations)
-    admin = AdminServicer(SessionStore(database))
-    return Chat(
-        mounts=_mounts(
-            ChatServicer(replies.turns, reading, budget),
-            conversations,
-            admin,
-            tasks.servicer,
-            mcp_servers,
-        ),
-        generations=replies.generations,
-        event_feed=replies.feed,
-        task_feed=tasks.feed,
-        mcp=mcp,
-    )
 
 
 def _open_memory(settings: ChatSettings, parts: AsyncExitStack, tokens: ServiceTokens) -> MemoryClient:
@@ -200,7 +234,7 @@ def _open_preferences(settings: ChatSettings, parts: AsyncExitStack, tokens: Ser
     return preferences
 
 
-def _open_answering(
+def _answering(
     settings: ChatSettings, database: Database, model: Model, budget: Budget, sources: Sequence[ToolSource]
 ) -> Answering:
     store = ToolCallStore(database, concurrency=_share(settings, 0.2))

@@ -12,7 +12,7 @@ from parley.chat.v1 import conversation_pb2, conversation_pb2_grpc
 from services.chat.conversation.page_keys import conversation_key, found_key, key_of_conversation, message_key
 from services.chat.conversation.search_store import SearchStore
 from services.chat.conversation.store import ConversationStore
-from services.chat.generations import Generations
+from services.chat.generation.generations import Generations
 from services.chat.request.ownership import own_id
 from services.chat.request.reading import check, digest_of, request_id_of, without_words, wrong_mask
 from services.chat.responses import to_conversation, to_found, to_message

@@ -12,12 +12,12 @@ import grpc
 
 from parley.chat.v1 import chat_pb2, chat_pb2_grpc
 from services.chat.failures import error_of
+from services.chat.generation.turns import Answer, TurnRequest, Turns
 from services.chat.records import Message, Turn
 from services.chat.refusals import conversation_not_found, generation_cancelled
 from services.chat.request.ownership import own_id
 from services.chat.request.reading import RequestReading, last_event_id
 from services.chat.responses import to_completion, to_generation
-from services.chat.turns import Answer, TurnRequest, Turns
 from services.chat.usage.answers import to_usage_response
 from services.chat.usage.budget import Budget
 from services.chat.utterance import to_utterance

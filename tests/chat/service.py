@@ -14,7 +14,7 @@ from sqlalchemy import event
 
 from parley.chat.v1 import chat_pb2, chat_pb2_grpc, conversation_pb2, conversation_pb2_grpc, task_pb2_grpc
 from services.chat.__main__ import chat_server, open_chat
-from services.chat.generations import Generations
+from services.chat.generation.generations import Generations
 from services.chat.settings import ChatSettings
 from services.chat.tasks.feed import TaskFeed
 from services.runtime.channels import open_channel

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from parley.chat.v1 import chat_pb2
-from services.chat.log_entries import KEY
+from services.chat.log.entries import KEY
 from simulator.control import Fault, ScriptedAnswer
 from simulator.server import Running
 from tests.chat.conftest import Start

@@ -206,7 +206,7 @@ async def test_a_third_partys_server_is_called_by_the_model(chat: ChatProcess, s
 
 
 async def test_a_call_that_a_cancel_cuts_is_not_told_to_have_done_nothing(
-    chat: ChatProcess, simulator: Running, url: str, seen: Seen
+    chat: ChatProcess, simulator: Running, url: str
 ) -> None:
     user = chat.user()
     await simulator.control.script(calling("notes__slow"))

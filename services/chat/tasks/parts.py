@@ -3,7 +3,7 @@
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from services.chat.event_log import open_redis
+from services.chat.log.event_log import open_redis
 from services.chat.settings import ChatSettings
 from services.chat.tasks.change_store import TaskChangeStore
 from services.chat.tasks.feed import TaskFeed

@@ -13,13 +13,13 @@ from typing import Any, Final
 
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.chat.context import Context
+from services.chat.log.reply import Reply
 from services.chat.model.provider import Model
 from services.chat.model.request import HostedMcpServer, ModelRequest
 from services.chat.model.response_stream import said_in
 from services.chat.options import ReplyOptions
 from services.chat.pieces import CallFinished, CallStarted, FunctionCall, Piece, Position, RoundEnd
 from services.chat.records import ToolCall, Usage
-from services.chat.reply import Reply
 from services.chat.tools.call_store import Item, Progress, RoundOver, ToolCallStore
 from services.chat.tools.round_cost import DEFAULT_OUTPUT_TOKENS, bound_of_round
 from services.chat.tools.running import KeyedCall, ToolRunning, keyed, refused

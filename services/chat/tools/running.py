@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import structlog
 
+from services.chat.log.reply import Reply
 from services.chat.metrics import TOOL_CALLS
 from services.chat.pieces import CallFinished, CallStarted, FunctionCall
 from services.chat.records import ToolCall
-from services.chat.reply import Reply
 from services.chat.tools.arguments import read_arguments
 from services.chat.tools.call_store import Item, ToolCallStore
 from services.chat.tools.tool import Invocation, Tool, ToolError

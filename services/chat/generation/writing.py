@@ -15,10 +15,10 @@ from services.chat.context import ContextAssembly
 from services.chat.failures import failure_of
 from services.chat.generation_store import interrupted
 from services.chat.lease_store import Taken
+from services.chat.log.reply import Reply, ReplyTooLargeError
 from services.chat.model import Model
 from services.chat.options import ReplyOptions
 from services.chat.records import Failure, Generation, KnownConversation
-from services.chat.reply import Reply, ReplyTooLargeError
 from services.chat.tools.answering import Answering, ReplyEnd, Resumption
 from services.runtime.calls import current_request_id
 from services.runtime.errors import ServiceError, to_service_error
@@ -59,10 +59,10 @@ class Writing:
             log.warning("generation.options_not_opened", generation_id=generation.id)
             return None
         if not reply.line.logged and (reply.has_output or taken.items_response_id or taken.response_ids):
-            # The log is gone, and with it what readers have heard: other events must not follow those under the same sequences.
+            # The log is gone, and with it what readers have heard: other events must not follow under the same sequences.
             return None
-        # Without a position a reply of which nobody heard anything begins anew, and in the background a round behind its tools:
-        # in the foreground nobody knows what was told of that.
+        # Without a position a reply of which nobody heard anything begins anew, and in the background a round behind its
+        # tools: in the foreground nobody knows what was told of that.
         begins_round = taken.items_response_id is not None and self._model.runs_in_background(options)
         if reply.position is None and reply.has_output and not begins_round:
             return None

@@ -18,8 +18,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from services.chat.log_entries import CONTROL, FENCE, KEY, WRITE, Logged, LogLine, logged, packed
-from services.chat.redis_scripts import Scripts
+from services.chat.log.entries import CONTROL, FENCE, KEY, WRITE, Logged, LogLine, logged, packed
+from services.chat.log.redis_scripts import Scripts
 from services.runtime.breaker import Breaker
 
 log = structlog.get_logger(__name__)

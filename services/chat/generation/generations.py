@@ -15,17 +15,17 @@ from dataclasses import dataclass
 import structlog
 
 from parley.type.v1 import error_reason_pb2 as reasons
-from services.chat.event_feed import stopping
-from services.chat.event_log import EventLog
+from services.chat.generation.writing import Start, Writing
 from services.chat.generation_store import GenerationStore, interrupted
 from services.chat.lease_store import LeaseStore, Taken
+from services.chat.log.event_feed import stopping
+from services.chat.log.event_log import EventLog
+from services.chat.log.reply import Ending, Reply
 from services.chat.metrics import REPLIES, RUNNING, TIME_TO_FIRST_TOKEN, TOKENS
 from services.chat.options import ReplyOptions
 from services.chat.records import Failure, KnownConversation, Turn
-from services.chat.reply import Ending, Reply
 from services.chat.tools.answering import MAX_REPLY_CHARACTERS, ReplyEnd
 from services.chat.turn_end import Outcome
-from services.chat.writing import Start, Writing
 from services.runtime.calls import acting_for, detached
 from services.runtime.errors import ResourceExhausted, ServiceError
 
@@ -141,7 +141,7 @@ class Generations:
                 await self._log.announce("stop", generation_id)
 
     async def forget_logs(self, generation_ids: Sequence[str]) -> None:
-        """Deletes the logs of ended generations whose conversation is gone. They expire by themselves where Redis is away."""
+        """Deletes the logs of ended generations whose conversation is gone; they also expire by themselves."""
         if generation_ids:
             await self._log.delete(generation_ids)
 

@@ -4,17 +4,17 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from services.chat.event_feed import POLL_SECONDS, EventFeed
-from services.chat.event_log import EventLog, LogLimits, open_redis
+from services.chat.generation.generations import GenerationLimits, Generations
+from services.chat.generation.leases import LeaseClock, Leases
+from services.chat.generation.turns import Turns, TurnStores
+from services.chat.generation.writing import Writing
 from services.chat.generation_store import GenerationStore
-from services.chat.generations import GenerationLimits, Generations
 from services.chat.lease_store import LeaseStore
-from services.chat.leases import LeaseClock, Leases
+from services.chat.log.event_feed import POLL_SECONDS, EventFeed
+from services.chat.log.event_log import EventLog, LogLimits, open_redis
+from services.chat.log.tape import Readers
 from services.chat.settings import ChatSettings
-from services.chat.tape import Readers
 from services.chat.turn_store import TurnStore
-from services.chat.turns import Turns, TurnStores
-from services.chat.writing import Writing
 from services.runtime.database import Database
 from services.runtime.duties import beside, repeat
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from services.chat import events
-from services.chat.event_log import EventLog
-from services.chat.log_entries import LogLine
+from services.chat.log.entries import LogLine
+from services.chat.log.event_log import EventLog
+from services.chat.log.reply_parts import ReplyParts
+from services.chat.log.tape import Tape
 from services.chat.pieces import CallFinished, CallStarted, Cited, CodeFinished, Position, ReasoningDelta
 from services.chat.records import (
     Citation,
@@ -23,8 +25,6 @@ from services.chat.records import (
     Turn,
     Usage,
 )
-from services.chat.reply_parts import ReplyParts
-from services.chat.tape import Tape
 
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 _LOG: Final = "log"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from services.chat.tape import Tape
+from services.chat.log.tape import Tape
 
 # Another number when the form of an entry changes: releases that run side by side never read each other's.
 KEY: Final = "parley:chat:log:1:"

@@ -11,12 +11,12 @@ from typing import Final
 
 import structlog
 
-from services.chat.event_feed import EventFeed
-from services.chat.event_log import EventLog, LostError
 from services.chat.events import plain_events
-from services.chat.generations import Generations
+from services.chat.generation.generations import Generations
 from services.chat.lease_store import LeaseStore, Sign, Taken
-from services.chat.reply import Reply
+from services.chat.log.event_feed import EventFeed
+from services.chat.log.event_log import EventLog, LostError
+from services.chat.log.reply import Reply
 from services.runtime.duties import beside, repeat
 from services.runtime.errors import ServiceError
 

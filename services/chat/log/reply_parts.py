@@ -70,5 +70,7 @@ class ReplyParts:
 def _over(part: Part) -> Part:
     """A call whose end nobody saw has failed, for all that one knows."""
     if isinstance(part, ToolCall) and part.status == "running":
-        return replace(part, status="failed", error="The reply ended before the call did; whether it took effect is unknown.")
+        return replace(
+            part, status="failed", error="The reply ended before the call did; whether it took effect is unknown."
+        )
     return part

@@ -13,13 +13,13 @@ import structlog
 from redis.asyncio import Redis
 
 from parley.type.v1 import error_reason_pb2 as reasons
-from services.chat.event_log import FAILURES
 from services.chat.events import deleted_event, end_of, saved_events
 from services.chat.generation_store import GenerationStore
 from services.chat.lease_store import LeaseStore
-from services.chat.log_entries import CHANNEL, CONTROL, KEY, logged, unpacked
+from services.chat.log.entries import CHANNEL, CONTROL, KEY, logged, unpacked
+from services.chat.log.event_log import FAILURES
+from services.chat.log.tape import Tape
 from services.chat.records import Turn
-from services.chat.tape import Tape
 from services.runtime.duties import beside
 from services.runtime.errors import ServiceError, Unavailable
 

@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from parley.type.v1 import error_reason_pb2 as reasons
-from services.chat.event_feed import EventFeed
-from services.chat.event_log import EventLog
 from services.chat.events import MOST_SEQUENCE, deleted_event, saved_events, started_event
+from services.chat.generation.generations import Generations
 from services.chat.generation_store import GenerationStore
-from services.chat.generations import Generations
 from services.chat.lease_store import LeaseStore
+from services.chat.log.event_feed import EventFeed
+from services.chat.log.event_log import EventLog
+from services.chat.log.reply import Ending
+from services.chat.log.tape import Readers, Tape
 from services.chat.options import ReplyOptions
 from services.chat.records import Turn
 from services.chat.refusals import generation_not_found
-from services.chat.reply import Ending
-from services.chat.tape import Readers, Tape
 from services.chat.turn_store import TurnDraft, TurnStore
 from services.runtime.calls import detached
 from services.runtime.errors import reason_name

@@ -1,0 +1,1 @@
+"""The log of a reply: its events, the Redis stream that holds them, and everybody who reads them."""
