@@ -29,7 +29,7 @@ NO_KEY = "none"  # the SDK insists on a key; a server without accounts ignores i
 DRAIN_SECONDS, DRAIN_WAIT_SECONDS = 10.0, 0.5  # the services' own defaults
 AFTER_DRAIN_SECONDS = 5.0
 CONNECTIONS_BESIDES = 40  # migrations, preparing, a person with psql
-POOLED_CONNECTIONS, JOB_CONNECTIONS = 10, 5  # the default pool; the job queue keeps 3 and a listener
+POOLED_CONNECTIONS, JOB_CONNECTIONS = 16, 5  # the default pool; the job queue keeps 3 and a listener
 EDGE_STOP = (Rung(signal.SIGTERM, 3.0),)
 WILDCARDS = {"0.0.0.0": LOCAL, "::": "::1"}  # noqa: S104  # compared with, never bound
 

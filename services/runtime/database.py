@@ -27,7 +27,8 @@ _ROLE = text(
 )
 STATEMENT_TIMEOUT_SECONDS = 10
 CONNECT_TIMEOUT_SECONDS = 5
-POOL_WAIT_SECONDS = 5
+# Longer than a burst lasts that the process can serve; whoever calls has a deadline of their own.
+POOL_WAIT_SECONDS = 30
 # So that the pool gets to look at the age of a connection that a lane holds.
 _HELD_SECONDS = 300
 # A server that vanished without a word (a dead node) is noticed within 15 s; of no meaning to a unix socket.

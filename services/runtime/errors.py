@@ -174,7 +174,7 @@ def to_service_error(error: BaseException, request_id: str) -> ServiceError:  # 
         case grpc.aio.AioRpcError():
             return from_rpc_error(error)
         case sql.TimeoutError():
-            return _database_unavailable()
+            return _database_busy()
         case sql.DBAPIError(orig=psycopg.Error() as driver_error):
             return _from_driver(driver_error, request_id)
         case psycopg.Error():
@@ -197,6 +197,16 @@ def _database_unavailable() -> Unavailable:
         "The database does not answer. Try again.",
         reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
         metadata={"dependency": "database"},
+        retry_delay_seconds=1,
+    )
+
+
+def _database_busy() -> Unavailable:
+    """No connection of the pool became free in time."""
+    return Unavailable(
+        "The service has more to do than it can. Try again.",
+        reasons.ERROR_REASON_SERVICE_BUSY,
+        metadata={"work": "database"},
         retry_delay_seconds=1,
     )
 

@@ -29,6 +29,8 @@ _KEYS_LIFETIME_SECONDS = 300
 _LEAST_SECONDS_BETWEEN_FETCHES = 1
 _CACHED_TOKENS = 10_000
 _LONGEST_TOKEN = 4_096
+# A stream may outlive its token by this: longer than a reply takes.
+EXPIRED_STREAM_SECONDS = 300
 
 
 class KeySource(Protocol):
@@ -75,6 +77,17 @@ class TokenVerifier:
         token = _token(bearer)
         return self._caller(await self._claims(token), token, service)
 
+    def check_standing(self, caller: Caller) -> None:
+        """Whether a stream that this caller opened may go on. Raises Unauthenticated when it may not.
+
+        A session that has ended ends its streams. A token that has expired does so a while later: a reply is not cut in the
+        middle, and who follows for longer shows a new one.
+        """
+        if caller.session_id is not None and self._ended.is_ended(caller.session_id):
+            raise _session_ended()
+        if caller.expire_time and time.time() > caller.expire_time + EXPIRED_STREAM_SECONDS:
+            raise _expired()
+
     def _service(self, claims: Mapping[str, Any]) -> str:
         subject = str(claims["sub"])
         if claims["aud"] != self._audience or not subject.startswith(SERVICE_SUBJECT):
@@ -102,7 +115,7 @@ class TokenVerifier:
 
     def _check_session(self, session_id: str) -> None:
         if self._ended.is_ended(session_id):
-            raise Unauthenticated("The session has ended: sign in again.", reasons.ERROR_REASON_SESSION_ENDED)
+            raise _session_ended()
         if not self._ended.is_current():
             raise _unavailable()
 
@@ -178,6 +191,10 @@ def _token(authorization: str) -> str:
 
 def _invalid() -> Unauthenticated:
     return Unauthenticated("The token is not valid here: sign in again.", reasons.ERROR_REASON_TOKEN_INVALID)
+
+
+def _session_ended() -> Unauthenticated:
+    return Unauthenticated("The session has ended: sign in again.", reasons.ERROR_REASON_SESSION_ENDED)
 
 
 def _expired() -> Unauthenticated:

@@ -144,6 +144,7 @@ class _Wrap:
             # Closed here: a generator left to the garbage collector ends whenever, in whatever context.
             async with aclosing(self._inner.unary_stream(request, context)) as messages:
                 async for message in messages:
+                    self._verifier.check_standing(progress.call.caller)
                     try:
                         await context.write(message)
                     except grpc.aio.InternalError:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from suite.databases import ServiceDatabase
 from tests.chat.conftest import Start
 from tests.chat.service import ChatProcess, User, eventually, refusal, unpacked
 from tests.chat.test_tasks import add, complete, delete, update
+from tests.issuer import Issuer
 
 
 class Watch:
@@ -235,3 +237,33 @@ async def test_a_place_that_is_far_ahead_is_told_to_begin_anew(user: User) -> No
     assert (first.sequence, first.started.reset) == (1, True)
     async with watching(user, header=str(2**31 - 1)) as watch:
         assert (await watch.next()).started.reset
+
+
+async def test_a_watch_ends_with_its_session(start_chat: Start, issuer: Issuer) -> None:
+    async with start_chat(heartbeat_seconds=0.2) as chat:
+        user = chat.user()
+        session_id = str(uuid.uuid4())
+        signed_in = (("authorization", f"Bearer {issuer.user_token(user.id, session_id=session_id)}"),)
+        call = user.tasks.WatchTasks(task_pb2.WatchTasksRequest(), metadata=signed_in, timeout=30)
+        told: list[task_pb2.TaskEvent] = []
+        ended = asyncio.create_task(refusal(_read(call, told)))
+        await eventually(lambda: bool(told))
+        issuer.ended.add(session_id)
+        assert (await ended).reason == "SESSION_ENDED"
+    assert {event.WhichOneof("event") for event in told} <= {"started", "heartbeat"}
+
+
+async def _read(call: Any, told: list[task_pb2.TaskEvent]) -> None:
+    told.append(await call.read())
+    while (event := await call.read()) is not grpc.aio.EOF:
+        told.append(event)
+
+
+async def test_who_changes_much_at_once_holds_nobody_up(chat: ChatProcess, user: User) -> None:
+    other = chat.user()
+    await add(other, "Begin")
+    burst = [asyncio.ensure_future(add(user, f"Task {number}")) for number in range(300)]
+    await asyncio.sleep(0.05)
+    await add(other, "Milk")
+    assert sum(one.done() for one in burst) < 150, "it waited for the burst of another"
+    await asyncio.gather(*burst)

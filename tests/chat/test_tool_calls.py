@@ -61,7 +61,7 @@ async def stores(user: User, simulator: Running, database: ServiceDatabase) -> A
     async with opened(database) as service:
         async with service.transaction(user_id=user.id) as connection:
             row = (await connection.execute(TURN)).mappings().one()
-        store = TaskStore(service, max_tasks=100, on_change=lambda _user_id: None)
+        store = TaskStore(service, max_tasks=100, concurrency=2, on_change=lambda _user_id: None)
         yield Stores(turn_of(row).generation, ToolCallStore(service, concurrency=2), TaskActions(store))
         await simulator.control.release()
         await writing

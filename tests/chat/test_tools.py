@@ -7,11 +7,13 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from parley.chat.v1 import chat_pb2
 from simulator.control import Fault, ScriptedAnswer, ScriptedCall, ScriptedCitation
 from simulator.server import Running
 from suite.databases import ServiceDatabase
+from suite.postgres import EmbeddedPostgres
 from tests.chat.conftest import Start
 from tests.chat.service import ChatProcess, User, text_of
 from tests.chat.test_tasks import add, titles
@@ -237,3 +239,26 @@ async def test_the_next_attempt_tells_again_what_earlier_rounds_said_and_did(cha
     for one in (failed.partial_message, message):
         assert [one.text[cited.start : cited.end] for cited in one.citations] == ["Otter"]
     assert sorted(await titles(user)) == ["One", "Two"]
+
+
+async def test_a_task_that_was_changed_is_told_also_when_the_turn_is_cancelled_meanwhile(
+    user: User, simulator: Running, postgres: EmbeddedPostgres
+) -> None:
+    await add(user, "Before")
+    await simulator.control.script(ScriptedAnswer(function_calls=[call("add_task", {"title": "Milk"})]))
+    url = make_conninfo(postgres.admin_url, dbname="parley_chat")
+    async with await psycopg.AsyncConnection.connect(url) as connection:
+        # The change waits for this, as for another change of the user.
+        await connection.execute("select from task_counters where user_id = %s for update", [user.id])
+        events = aiter(user.open_stream("Go", use_tasks=True))
+        told = [await anext(events)]
+        while told[-1].WhichOneof("event") != "tool_call_started":
+            told.append(await anext(events))
+        asked = chat_pb2.CancelGenerationRequest(generation_id=told[0].started.generation_id)
+        cancelling = asyncio.ensure_future(user.chat.CancelGeneration(asked, metadata=user.metadata, timeout=10))
+        await asyncio.sleep(0.3)
+    assert (await cancelling).status == "cancelled"
+    told += [event async for event in events]
+    assert [status for _, status, _ in calls_of(told)] == ["succeeded"]
+    assert told[-1].cancelled.partial_message.parts[-1].tool_call.status == "succeeded"
+    assert sorted(await titles(user)) == ["Before", "Milk"]

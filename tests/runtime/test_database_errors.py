@@ -112,7 +112,7 @@ async def test_two_serializable_changes_that_meet_are_aborted(
 async def test_a_pool_that_stays_busy_is_unavailable(serve: Serve) -> None:
     client = await serve(probe.raising(exc.TimeoutError(f"QueuePool limit {SECRET}")))
     error = await refused(client.call("ForAnybody", probe.request()))
-    assert (error.code, error.info.reason) == (grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
+    assert (error.code, error.info.reason) == (grpc.StatusCode.UNAVAILABLE, "SERVICE_BUSY")
     assert SECRET not in error.everything()
 
 

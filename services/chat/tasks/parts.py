@@ -14,6 +14,9 @@ from services.chat.tasks.tools import TaskTools
 from services.chat.tasks.verbs import TaskActions
 from services.runtime.database import Database
 
+# More would only wait for each other in the database.
+_CHANGES_AT_ONCE = 2
+
 
 @dataclass(frozen=True)
 class TaskParts:
@@ -33,6 +36,6 @@ async def open_tasks(settings: ChatSettings, parts: AsyncExitStack, *, database:
     signals = TaskSignals(redis, timeout_seconds=settings.redis_timeout_seconds, retry_seconds=settings.redis_retry_seconds)
     feed = TaskFeed(TaskChangeStore(database), signals, heartbeat_seconds=settings.heartbeat_seconds)
     await parts.enter_async_context(feed.living())
-    store = TaskStore(database, max_tasks=settings.max_tasks, on_change=feed.note)
+    store = TaskStore(database, max_tasks=settings.max_tasks, concurrency=_CHANGES_AT_ONCE, on_change=feed.note)
     actions = TaskActions(store)
     return TaskParts(TaskServicer(store, feed), TaskTools(actions), actions, feed)

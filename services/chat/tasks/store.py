@@ -22,6 +22,7 @@ from services.chat.tasks.schema import task_changes, task_counters, tasks
 from services.chat.tools.call_store import CallKey, HeldCall, held_call
 from services.chat.tools.tool import ToolError
 from services.runtime.database import Database
+from services.runtime.fairness import FairGate
 
 _COLUMNS: Final = tuple(
     tasks.c[name] for name in ("id", "title", "description", "due_time", "complete_time", "create_time", "update_time")
@@ -32,10 +33,14 @@ Key = tuple[dt.datetime, str]
 
 
 class TaskStore:
-    """The tasks in the database. `on_change` is told the user after each commit that changed something."""
+    """The tasks in the database. `on_change` is told the user after each commit that changed something.
 
-    def __init__(self, database: Database, *, max_tasks: int, on_change: Callable[[str], None]) -> None:
+    At most `concurrency` changes are made at a time, and one of a user: the others wait here, and hold no connection.
+    """
+
+    def __init__(self, database: Database, *, max_tasks: int, concurrency: int, on_change: Callable[[str], None]) -> None:
         self._database = database
+        self._gate = FairGate(size=concurrency)
         self._max_tasks = max_tasks
         self._on_change = on_change
 
@@ -78,7 +83,7 @@ class TaskStore:
 
     @contextlib.asynccontextmanager
     async def _changing(self, user_id: str, call: CallKey | None = None) -> AsyncIterator["HeldTasks"]:
-        async with self._database.transaction(user_id=user_id) as connection:
+        async with self._gate.passed(user_id), self._database.transaction(user_id=user_id) as connection:
             held = HeldTasks(connection, user_id, max_tasks=self._max_tasks)
             # The call before the counter, always: no deadlock.
             held.call = None if call is None else await held_call(connection, call, user_id=user_id)

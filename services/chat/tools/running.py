@@ -7,7 +7,7 @@ process died in the middle of it, unless its tool does its work exactly once by 
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ log = structlog.get_logger(__name__)
 
 MAX_RESULT_CHARACTERS: Final = 100_000
 _RUN_AT_ONCE: Final = 8
+_END_SECONDS: Final = 2.0
 _CUT: Final = " … (cut)"
 _ASK_FIRST: Final = "It was not run: the user has to agree first. Say what you want to do, and ask."
 _NOT_RUN: Final = "It was not run: there were too many calls in this turn. Go on with what you have."
@@ -78,8 +79,10 @@ class ToolRunning:
         gate = asyncio.Semaphore(_RUN_AT_ONCE)
 
         async def one(call: KeyedCall) -> Item:
+            tool = tools.get(call.call.name)
             async with gate:
-                return await self._run_one(reply, tools.get(call.call.name), call)
+                work = self._run_one(reply, tool, call)
+                return await (_whole(work) if tool is not None and tool.is_exactly_once else work)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -156,6 +159,19 @@ class ToolRunning:
         else:
             return replace(started, status="succeeded", result=_cut(result))
         return replace(started, status="failed", error=_cut(error))
+
+
+async def _whole(work: Coroutine[Any, Any, Item]) -> Item:
+    """What is done as a whole or not at all: a cancellation waits a moment for its end, so that what happened is told."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=_END_SECONDS)
+        if not task.cancel():
+            # Looked at: how the call ended is told, and nobody is left to be told of a fault.
+            task.exception()
+        raise
 
 
 def _started(call: KeyedCall, tool: Tool | None) -> ToolCall:

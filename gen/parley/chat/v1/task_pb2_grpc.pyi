@@ -51,7 +51,8 @@ class TaskServiceStub:
     WatchTasks: _aio.UnaryStreamMultiCallable[_task_pb2.WatchTasksRequest, _task_pb2.TaskEvent]
     """Follows the caller's tasks: every change, by whomever and on whichever replica it was made, as it happens. Without
     `after_sequence` from now on; with it, also the changes since, as far as they are kept (24 hours): `reset` says that
-    they are not, and that the list must be read anew. Heartbeats in silence. Never ends by itself.
+    they are not, and that the list must be read anew. Heartbeats in silence. Ends with the caller's session, and some
+    minutes after the access token has expired: watch again with a new one.
 
     Reasons: READER_TOO_SLOW, SERVICE_STOPPING.
     """
@@ -135,7 +136,8 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.AsyncIterator[_task_pb2.TaskEvent]:
         """Follows the caller's tasks: every change, by whomever and on whichever replica it was made, as it happens. Without
         `after_sequence` from now on; with it, also the changes since, as far as they are kept (24 hours): `reset` says that
-        they are not, and that the list must be read anew. Heartbeats in silence. Never ends by itself.
+        they are not, and that the list must be read anew. Heartbeats in silence. Ends with the caller's session, and some
+        minutes after the access token has expired: watch again with a new one.
 
         Reasons: READER_TOO_SLOW, SERVICE_STOPPING.
         """
