@@ -7,6 +7,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Extra arguments for pytest: make test ARGS="tests/auth -k login"
 ARGS ?=
+# Tests mostly wait: this many processes share them, each with a Postgres and a Redis of its own. 0: none but pytest itself.
+WORKERS ?= 3
 CODE := services gateway simulator suite bench/stack.py protos/generate.py
 TESTS := tests
 
@@ -17,7 +19,7 @@ run: .venv/run ## Bring up the whole suite on this machine: the edge on http://1
 	@exec $(BIN)/python -m suite
 
 test: .venv/dev ## Run every test on real Postgres, Redis and Envoy
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 verify: lint types contracts proto-clean test ## The gate: what must be green before a commit
 

@@ -76,6 +76,17 @@ def issuer() -> Issuer:
     return Issuer()
 
 
+# Their tests share one edge, or one suite, which takes some seconds to start.
+ONE_SUITE = ("e2e", "gateway")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share costly parts stay in one process: those of a file, or of a folder of ONE_SUITE."""
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder in ONE_SUITE else f"{folder}/{item.path.stem}"))
+
+
 async def truncate(database: ServiceDatabase) -> None:
     """Empties every table of a service's database but the migrations' own: call it between tests."""
     async with await psycopg.AsyncConnection.connect(database.migration_url, autocommit=True) as connection:

@@ -213,7 +213,7 @@ class Answering:
 
 
 async def _read(pieces: AsyncGenerator[Piece | RoundEnd, None], reply: Reply) -> RoundEnd | None:
-    # Nothing is awaited between two pieces: the model's clock of silence runs in this task.
+    # Nothing is awaited between two pieces: the provider would wait with us.
     async with contextlib.aclosing(pieces):
         async for piece in pieces:
             if isinstance(piece, str):
