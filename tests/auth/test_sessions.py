@@ -75,7 +75,11 @@ async def test_a_list_is_read_page_by_page(auth: RunningAuth, person: Person) ->
 
 @pytest.mark.parametrize(
     "token",
-    ["junk", encode_page_token("conversations", [str(uuid.uuid4())]), encode_page_token("sessions", ["no id"])],
+    [
+        "junk",
+        encode_page_token("conversations", ["0199bbbb-0000-7000-8000-000000000003"]),
+        encode_page_token("sessions", ["no id"]),
+    ],
 )
 async def test_a_page_token_of_another_make_is_refused(auth: RunningAuth, person: Person, token: str) -> None:
     refused = await refusal(list_sessions(auth, person, page_token=token))

@@ -190,12 +190,13 @@ def token(*parts: object) -> str:
     return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
 
 
+SOMEBODY = "0199bbbb-0000-7000-8000-000000000003"
 MADE_UP = [
     "x",
     token("conversations"),
     token("conversations", 1, "not-an-id"),
-    token("conversations", 2**63, str(uuid.uuid4())),
-    token("messages", 1, str(uuid.uuid4())),
+    token("conversations", 2**63, SOMEBODY),
+    token("messages", 1, SOMEBODY),
     token("conversations", "a", "b"),
 ]
 

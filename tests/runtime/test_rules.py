@@ -15,7 +15,7 @@ from tests.runtime import probe
 from tests.runtime.conftest import Serve
 from tests.runtime.status import refused
 
-USER = str(uuid.uuid4())
+USER = "0199bbbb-0000-7000-8000-000000000001"
 ADMIN = Caller(user_id=USER, roles=frozenset({"user", "admin"}))
 NAN = float("nan")
 
@@ -63,11 +63,11 @@ BAD: list[tuple[dict[str, Any], dict[str, str]]] = [
     ({"role": "system"}, {"role": "one of user, assistant"}),
     ({"role": "User"}, {"role": "one of user, assistant"}),
     ({"id": "me"}, {"id": "UUID"}),
-    ({"id": uuid.uuid4().hex}, {"id": "UUID"}),
+    ({"id": "0199bbbb000070008000000000000003"}, {"id": "UUID"}),
     # What uuid.UUID() of Python takes and Postgres does not.
-    ({"id": "urn:" + uuid.uuid4().hex}, {"id": "UUID"}),
-    ({"id": uuid.uuid4().hex + "----"}, {"id": "UUID"}),
-    ({"id": "{{{{" + uuid.uuid4().hex}, {"id": "UUID"}),
+    ({"id": "urn:0199bbbb000070008000000000000004"}, {"id": "UUID"}),
+    ({"id": "0199bbbb000070008000000000000005----"}, {"id": "UUID"}),
+    ({"id": "{{{{0199bbbb000070008000000000000006"}, {"id": "UUID"}),
     ({"id": "0x99c3f2-7d41-7a6e-9d0b-3c5e8f1a2b4d"}, {"id": "UUID"}),
     ({"id": "\u0660199c3f2-7d41-7a6e-9d0b-3c5e8f1a2b4d"}, {"id": "UUID"}),
     ({"id": f" {USER[1:]}"}, {"id": "UUID"}),
@@ -145,7 +145,7 @@ def test_deep_nesting_is_checked_to_its_end() -> None:
     assert field == "part." + "inner." * 40 + "role"
 
 
-OTHER = str(uuid.uuid4())
+OTHER = "0199bbbb-0000-7000-8000-000000000002"
 
 
 @pytest.mark.parametrize(
