@@ -8,7 +8,7 @@ BIN := .venv/bin
 # Extra arguments for pytest: make test ARGS="tests/auth -k login"
 ARGS ?=
 # Tests mostly wait: this many processes share them, each with a Postgres and a Redis of its own. 0: none but pytest itself.
-WORKERS ?= 3
+WORKERS ?= 2
 CODE := services gateway simulator suite bench/stack.py protos/generate.py
 TESTS := tests
 

@@ -80,6 +80,7 @@ def issuer() -> Issuer:
 ONE_SUITE = ("e2e", "gateway")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share costly parts stay in one process: those of a file, or of a folder of ONE_SUITE."""
     for item in items:
