@@ -17,6 +17,16 @@ from services.runtime.errors import ServiceError
 log = structlog.get_logger(__name__)
 
 
+def go_on() -> None:
+    """Raises the cancellation that a library turned into an error of its own, as redis-py does while it connects.
+
+    For loops that take errors for a part that is away: without it they would go on for ever after they were told to end.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 @asynccontextmanager
 async def beside(*duties: Coroutine[None, None, None]) -> AsyncIterator[None]:
     """Runs the duties while the block runs. When one fails the block is cancelled, and the duty's error comes out."""

@@ -242,3 +242,14 @@ async def test_a_reader_who_leaves_costs_nothing_and_comes_back(start_chat: Star
         await simulator.control.release()
         events = await running
         assert await followed(user.at(there), generation_id, after=1) == events[1:]
+
+
+async def test_a_process_that_still_connects_to_redis_can_be_stopped(start_chat: Start) -> None:
+    # Takes connections and says nothing.
+    mute = await asyncio.start_server(lambda _reader, _writer: asyncio.sleep(60), "127.0.0.1", 0)
+    port = mute.sockets[0].getsockname()[1]
+    for seconds in (0.0, 0.02, 0.05, 0.15):
+        async with asyncio.timeout(10):
+            async with start_chat(redis_url=f"redis://127.0.0.1:{port}/0", redis_timeout_seconds=5):
+                await asyncio.sleep(seconds)
+    mute.close()

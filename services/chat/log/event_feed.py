@@ -20,7 +20,7 @@ from services.chat.log.entries import CHANNEL, CONTROL, KEY, logged, unpacked
 from services.chat.log.event_log import FAILURES
 from services.chat.log.tape import Tape
 from services.chat.records import Turn
-from services.runtime.duties import beside
+from services.runtime.duties import beside, go_on
 from services.runtime.errors import ServiceError, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -124,6 +124,7 @@ class EventFeed:
                         is_lost = False
                         await self._hear(pubsub)
             except FAILURES as error:
+                go_on()
                 if not is_lost:
                     log.warning("event_feed.lost", error=type(error).__name__)
                 is_lost = True

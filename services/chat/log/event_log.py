@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from services.chat.log.entries import CONTROL, FENCE, KEY, WRITE, Logged, LogLine, logged, packed
 from services.chat.log.redis_scripts import Scripts
 from services.runtime.breaker import Breaker
+from services.runtime.duties import go_on
 
 log = structlog.get_logger(__name__)
 
@@ -122,6 +123,7 @@ class EventLog:
             try:
                 await self._writer.call("return 1", [], [], self._limits.timeout_seconds)
             except FAILURES as error:
+                go_on()
                 self._breaker.failed(error)
             else:
                 self._breaker.succeeded()
@@ -176,6 +178,7 @@ class EventLog:
             keys = [line.key for line in lines]
             answers = await self._writer.call(WRITE, keys, arguments, self._limits.timeout_seconds)
         except FAILURES as error:
+            go_on()
             self._breaker.failed(error)
             self._is_available = False
             for line in lines:

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.runtime.breaker import Breaker
+from services.runtime.duties import go_on
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +41,7 @@ class TaskSignals:
                 for start in range(0, len(user_ids), _USERS_A_MESSAGE):
                     await self._redis.publish(CHANNEL, ",".join(user_ids[start : start + _USERS_A_MESSAGE]))
         except _FAILURES as error:
-            _go_on()
+            go_on()
             self._breaker.failed(error)
         else:
             self._breaker.succeeded()
@@ -51,7 +52,7 @@ class TaskSignals:
             try:
                 await self._heard(on_change)
             except _FAILURES as error:
-                _go_on()
+                go_on()
                 log.warning("task_signals.lost", error=type(error).__name__)
             await asyncio.sleep(self._retry_seconds)
 
@@ -65,10 +66,3 @@ class TaskSignals:
                     await subscription.ping()
                 elif isinstance(data := message["data"], bytes):
                     on_change(data.decode().split(","))
-
-
-def _go_on() -> None:
-    """Raises the cancellation that the client turned into an error of its own, as it does while it connects."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
