@@ -97,7 +97,7 @@ class Generations:
         return reply
 
     def adopt(self, taken: Taken, reply: Reply) -> None:
-        """Goes on with a reply that was taken over, where the provider's run can be resumed; else closes it as it is."""
+        """Goes on with a reply that was taken over, where Writing.resumption says how; else closes it as it is."""
         deadline = asyncio.get_running_loop().time() + self._limits.generation_deadline_seconds - taken.age_seconds
         start = None
         if taken.is_cancel_requested:
