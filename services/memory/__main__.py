@@ -8,11 +8,12 @@ from services.memory.evictions import sweep_evictions
 from services.memory.servicer import MemoryServicer
 from services.memory.settings import MemorySettings
 from services.memory.store import TurnStore
-from services.memory.working_set import WorkingSet, WorkingSetLimits, open_redis
+from services.memory.working_set import WorkingSet, WorkingSetLimits
 from services.runtime.database import serving_database
 from services.runtime.duties import beside
 from services.runtime.membership import membership
 from services.runtime.process import run
+from services.runtime.redis import open_redis
 from services.runtime.server import GrpcServer, Mount, serve
 
 NAME = "memory"
@@ -46,7 +47,7 @@ async def open_memory(settings: MemorySettings, parts: AsyncExitStack) -> Conver
     redis = open_redis(
         settings.redis_url.get_secret_value(),
         connections=settings.redis_connections,
-        timeout_seconds=settings.redis_timeout_seconds,
+        wait_seconds=settings.redis_timeout_seconds,
     )
     parts.push_async_callback(redis.aclose)
     working_set = WorkingSet(

@@ -18,9 +18,7 @@ from typing import Any, Final
 
 import orjson
 from prometheus_client import Counter
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.memory.context import Block
@@ -80,14 +78,6 @@ class Growth:
     from_version: int | None
     version: int
     turns: Sequence[Turn]
-
-
-def open_redis(url: str, *, connections: int, timeout_seconds: float) -> Redis:
-    """A client with a fixed pool that never repeats by itself: the breaker decides when to ask again."""
-    pool = BlockingConnectionPool.from_url(
-        url, max_connections=connections, timeout=timeout_seconds, retry=Retry(NoBackoff(), 0), protocol=2
-    )
-    return Redis.from_pool(pool)
 
 
 class WorkingSet:

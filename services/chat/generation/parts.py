@@ -11,15 +11,17 @@ from services.chat.generation.writing import Writing
 from services.chat.generation_store import GenerationStore
 from services.chat.lease_store import LeaseStore
 from services.chat.log.event_feed import POLL_SECONDS, EventFeed
-from services.chat.log.event_log import EventLog, LogLimits, open_redis
+from services.chat.log.event_log import EventLog, LogLimits
 from services.chat.log.tape import Readers
 from services.chat.settings import ChatSettings
 from services.chat.turn_store import TurnStore
 from services.runtime.database import Database
 from services.runtime.duties import beside, repeat
+from services.runtime.redis import open_redis
 
 # The log of a generation that nobody ends outlives its deadline by this.
 _LOG_SECONDS = 600.0
+_POOL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ async def open_generations(  # noqa: PLR0913 - parts of its own
 ) -> GenerationParts:
     """Generations on their database and Redis, with their leases kept and those of others followed, until `parts` closes."""
     url = settings.redis_url.get_secret_value()
-    writer, redis = open_redis(url, connections=1), open_redis(url, connections=settings.redis_connections)
+    writer = open_redis(url, connections=1, wait_seconds=_POOL_SECONDS)
+    redis = open_redis(url, connections=settings.redis_connections, wait_seconds=_POOL_SECONDS)
     parts.push_async_callback(writer.aclose)
     parts.push_async_callback(redis.aclose)
     clock = LeaseClock(settings.lease_seconds)

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.chat.log.entries import CONTROL, FENCE, KEY, WRITE, Logged, LogLine, logged, packed
@@ -32,22 +30,10 @@ _BYTES_AT_ONCE: Final = 4 * 1024 * 1024
 _ENDED_SECONDS: Final = 60
 _READ_SECONDS: Final = 2.0
 _HELD_SECONDS: Final = 0.1
-_POOL_SECONDS: Final = 1.0
 _LOST: Final = -1
 # What a line's expiry says where it is not a time: leave it, delete the log.
 _KEEP: Final = 0
 _DELETE: Final = -1
-
-
-def open_redis(url: str, *, connections: int) -> Redis:
-    """A client that never repeats by itself; connects on first use. One connection: without the cost of a pool."""
-    if connections == 1:
-        return Redis.from_url(url, single_connection_client=True, retry=Retry(NoBackoff(), 0), protocol=2)
-    return Redis.from_pool(
-        BlockingConnectionPool.from_url(
-            url, max_connections=connections, timeout=_POOL_SECONDS, retry=Retry(NoBackoff(), 0), protocol=2
-        )
-    )
 
 
 class LostError(Exception):

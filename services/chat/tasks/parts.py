@@ -3,7 +3,6 @@
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from services.chat.log.event_log import open_redis
 from services.chat.settings import ChatSettings
 from services.chat.tasks.change_store import TaskChangeStore
 from services.chat.tasks.feed import TaskFeed
@@ -13,9 +12,11 @@ from services.chat.tasks.store import TaskStore
 from services.chat.tasks.tools import TaskTools
 from services.chat.tasks.verbs import TaskActions
 from services.runtime.database import Database
+from services.runtime.redis import open_redis
 
 # More would only wait for each other in the database.
 _CHANGES_AT_ONCE = 2
+_POOL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class TaskParts:
 async def open_tasks(settings: ChatSettings, parts: AsyncExitStack, *, database: Database) -> TaskParts:
     """Tasks on their database and Redis, with their watchers kept informed, until `parts` closes."""
     # One connection listens, the others tell.
-    redis = open_redis(settings.redis_url.get_secret_value(), connections=3)
+    redis = open_redis(settings.redis_url.get_secret_value(), connections=3, wait_seconds=_POOL_SECONDS)
     parts.push_async_callback(redis.aclose)
     signals = TaskSignals(redis, timeout_seconds=settings.redis_timeout_seconds, retry_seconds=settings.redis_retry_seconds)
     feed = TaskFeed(TaskChangeStore(database), signals, heartbeat_seconds=settings.heartbeat_seconds)
