@@ -2,12 +2,15 @@
 
 Owns the shape of what is remembered. Invariants: every key begins with the user, so that somebody else's conversation
 id names nothing, and row-level security holds each row to its user; a conversation has one message at a place, and a
-message one place; what was deleted leaves rows without text only.
+message one place; a fact's words are current once; what was deleted leaves rows without text only.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, TSVECTOR
+from sqlalchemy.dialects.postgresql.base import ischema_names
+from sqlalchemy.types import UserDefinedType
 
 metadata = sa.MetaData()
 
@@ -20,6 +23,24 @@ def _id(name: str, *, primary_key: bool = True) -> sa.Column[str]:
 
 def _time(name: str) -> sa.Column[object]:
     return sa.Column(name, sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now())
+
+
+def _maybe_time(name: str) -> sa.Column[object]:
+    return sa.Column(name, sa.TIMESTAMP(timezone=True))
+
+
+class HalfVector(UserDefinedType[str]):
+    """pgvector's halfvec, of any length; written and read as text."""
+
+    cache_ok = True
+
+    def __init__(self, length: int | None = None) -> None:
+        """For reflection, which gives a length where there is one."""
+        self.length = length
+
+    def get_col_spec(self, **_: Any) -> str:
+        """The type's name in SQL."""
+        return "halfvec"
 
 
 def _of_conversation(name: str) -> sa.ForeignKeyConstraint:
@@ -40,7 +61,10 @@ conversations = sa.Table(
     # The tombstone: nothing of this conversation is accepted any more.
     sa.Column("deleted_at", sa.TIMESTAMP(timezone=True)),
     _time("create_time"),
+    # Facts were extracted from turns up to here.
+    sa.Column("extracted_sequence", sa.Integer, nullable=False, server_default="0"),
     sa.CheckConstraint("last_sequence >= 0", name="conversations_last_sequence_check"),
+    sa.CheckConstraint("extracted_sequence >= 0", name="conversations_extracted_sequence_check"),
     sa.CheckConstraint("deleted_at is null or last_sequence = 0", name="conversations_deleted_check"),
 )
 
@@ -59,6 +83,8 @@ turns = sa.Table(
     # When chat wrote it; record_time is when we heard of it.
     sa.Column("create_time", sa.TIMESTAMP(timezone=True), nullable=False),
     _time("record_time"),
+    # What is searched by words. The function stands in migration 0002.
+    sa.Column("lexemes", TSVECTOR, sa.Computed("lexemes_of(body)", persisted=True)),
     _of_conversation("turns_conversation_fkey"),
     sa.UniqueConstraint("user_id", "message_id", name=MESSAGE_KEY),
     sa.CheckConstraint("sequence >= 1", name="turns_sequence_check"),
@@ -87,4 +113,152 @@ pending_evictions = sa.Table(
     _id("conversation_id"),
     sa.Column("version", sa.BigInteger, nullable=False),
     _time("create_time"),
+)
+
+# One row a user, once there is anything to say: the version of what is remembered beyond conversations, and when everything
+# was last erased. What was said before that is not taken any more. Whatever writes text of a user holds this row in share
+# mode first, and an erasure alone, so that none slips past it: see erasure.py.
+people = sa.Table(
+    "people",
+    metadata,
+    _id("user_id"),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    _maybe_time("erase_time"),
+)
+
+facts = sa.Table(
+    "facts",
+    metadata,
+    _id("user_id"),
+    _id("id"),
+    sa.Column("body", sa.Text, nullable=False),
+    # Of the words alone, whatever their case and punctuation: see facts.body_hash.
+    sa.Column("body_hash", sa.LargeBinary, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False, server_default="user"),
+    sa.Column("attribute", sa.Text, nullable=False, server_default=""),
+    sa.Column("importance", sa.SmallInteger, nullable=False, server_default="5"),
+    # Who it comes from: of several sources the least trusted.
+    sa.Column("stamped_by", sa.Text, nullable=False),
+    # How it came here. Only what the user stated or imported needs no source.
+    sa.Column("origin", sa.Text, nullable=False),
+    # When it holds in the world.
+    _maybe_time("valid_from"),
+    _maybe_time("valid_to"),
+    # When it was known here.
+    _time("record_time"),
+    _maybe_time("invalidate_time"),
+    # The fact that says now what this version said before; that one kept the id. A history is flat, and goes with its fact.
+    sa.Column("superseded_by", sa.Uuid(as_uuid=False)),
+    _maybe_time("expire_time"),
+    sa.Column("request_id", sa.Text),
+    sa.Column("request_digest", sa.LargeBinary),
+    sa.Column("lexemes", TSVECTOR, sa.Computed("lexemes_of(body)", persisted=True)),
+    sa.ForeignKeyConstraint(
+        ["user_id", "superseded_by"], ["facts.user_id", "facts.id"], name="facts_superseded_by_fkey", ondelete="CASCADE"
+    ),
+    sa.CheckConstraint("body <> ''", name="facts_body_check"),
+    sa.CheckConstraint("importance between 1 and 10", name="facts_importance_check"),
+    sa.CheckConstraint("stamped_by in ('user', 'assistant', 'tool', 'sms_peer')", name="facts_stamped_by_check"),
+    sa.CheckConstraint("origin in ('stated', 'remembered', 'extracted', 'imported')", name="facts_origin_check"),
+    sa.CheckConstraint("valid_to is null or valid_from is null or valid_from <= valid_to", name="facts_validity_check"),
+    sa.CheckConstraint("superseded_by is null or invalidate_time is not null", name="facts_superseded_check"),
+    sa.CheckConstraint("(request_id is null) = (request_digest is null)", name="facts_request_check"),
+)
+sa.Index(
+    "facts_current_body_key",
+    facts.c.user_id,
+    facts.c.body_hash,
+    unique=True,
+    postgresql_where=facts.c.invalidate_time.is_(None),
+)
+sa.Index("facts_record_time_idx", facts.c.user_id, facts.c.record_time, facts.c.id)
+sa.Index("facts_superseded_by_idx", facts.c.user_id, facts.c.superseded_by, facts.c.invalidate_time)
+sa.Index(
+    "facts_request_key",
+    facts.c.user_id,
+    facts.c.request_id,
+    unique=True,
+    postgresql_where=facts.c.request_id.is_not(None),
+)
+sa.Index("facts_expire_time_idx", facts.c.expire_time, postgresql_where=facts.c.expire_time.is_not(None))
+
+# The messages that a fact was learned from. A fact that was extracted or remembered goes with its last source.
+fact_sources = sa.Table(
+    "fact_sources",
+    metadata,
+    _id("user_id"),
+    _id("fact_id"),
+    _id("conversation_id", primary_key=False),
+    _id("message_id"),
+    sa.ForeignKeyConstraint(
+        ["user_id", "fact_id"], ["facts.user_id", "facts.id"], name="fact_sources_fact_fkey", ondelete="CASCADE"
+    ),
+)
+sa.Index("fact_sources_message_idx", fact_sources.c.user_id, fact_sources.c.conversation_id, fact_sources.c.message_id)
+
+# Of turns and facts, by their ids; none where the model has not been asked yet. `body` is the whole, `pieces` its sentences
+# where there are several. Kept apart from the text, so that another model's replace them without touching that.
+embeddings = sa.Table(
+    "embeddings",
+    metadata,
+    _id("user_id"),
+    _id("item_id"),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("conversation_id", sa.Uuid(as_uuid=False)),
+    sa.Column("sequence", sa.Integer),
+    # Name and dimensions: vectors of different models are never compared.
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("body", HalfVector, nullable=False),
+    sa.Column("pieces", ARRAY(HalfVector)),
+    sa.CheckConstraint("kind in ('turn', 'fact')", name="embeddings_kind_check"),
+    sa.CheckConstraint(
+        "(kind = 'turn') = (conversation_id is not null) and (kind = 'turn') = (sequence is not null)",
+        name="embeddings_place_check",
+    ),
+)
+sa.Index("embeddings_conversation_idx", embeddings.c.user_id, embeddings.c.conversation_id, embeddings.c.sequence)
+
+# The summary of a conversation, or of the person (then the scope is the user).
+summaries = sa.Table(
+    "summaries",
+    metadata,
+    _id("user_id"),
+    _id("scope_id"),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    # Of a conversation: up to where it reaches.
+    sa.Column("last_sequence", sa.Integer, nullable=False, server_default="0"),
+    _time("update_time"),
+    sa.CheckConstraint("kind in ('conversation', 'person')", name="summaries_kind_check"),
+    sa.CheckConstraint("(kind = 'person') = (scope_id = user_id)", name="summaries_scope_check"),
+    sa.CheckConstraint("last_sequence >= 0", name="summaries_last_sequence_check"),
+)
+
+# Work that is owed for a conversation, or for the user (then the scope is the user), once each: see upkeep/. Ids only.
+upkeep = sa.Table(
+    "upkeep",
+    metadata,
+    _id("user_id"),
+    _id("scope_id"),
+    sa.Column("task", sa.Text, primary_key=True),
+    _time("due_time"),
+    # Since when it has been owed.
+    _time("owe_time"),
+    # Until when a process that works on it is left alone.
+    _maybe_time("claim_until"),
+    sa.Column("tries", sa.Integer, nullable=False, server_default="0"),
+    # Another number whenever it is owed anew, so that what came meanwhile is not struck with what was done.
+    sa.Column("revision", sa.BigInteger, nullable=False, server_default="1"),
+    sa.CheckConstraint("task in ('embed', 'extract', 'summarize', 'portray', 'expire')", name="upkeep_task_check"),
+    sa.CheckConstraint("tries >= 0", name="upkeep_tries_check"),
+)
+sa.Index("upkeep_due_idx", upkeep.c.task, upkeep.c.due_time)
+
+# So that the tables can also be made, and read back, without the migrations: tests compare the two.
+ischema_names["halfvec"] = HalfVector
+sa.event.listen(metadata, "before_create", sa.DDL("create extension if not exists vector"))
+sa.event.listen(
+    metadata,
+    "before_create",
+    sa.DDL("create function lexemes_of(body text) returns tsvector language sql immutable return ''::tsvector"),
 )

@@ -76,9 +76,10 @@ def isolate_by_user(table: str, column: str = "user_id") -> None:
 
     A transaction of the service itself (Database.service_transaction) sees all rows; one that says nothing sees none.
     """
-    # After a RESET a setting is '', which is no uuid: nullif before the cast.
-    mine = f"{column} = nullif(current_setting('parley.user_id', true), '')::uuid"
-    service = "current_setting('parley.scope', true) = 'service'"
+    # After a RESET a setting is '', which is no uuid: nullif before the cast. In selects of their own, so that a statement
+    # reads the settings once and not for every row.
+    mine = f"{column} = (select nullif(current_setting('parley.user_id', true), '')::uuid)"
+    service = "(select current_setting('parley.scope', true) = 'service')"
     op.execute(f"alter table {table} enable row level security")
     op.execute(f"alter table {table} force row level security")
     op.execute(f"create policy {table}_of_user on {table} using ({mine} or {service}) with check ({mine} or {service})")

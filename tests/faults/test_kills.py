@@ -41,6 +41,8 @@ class Replicas:
     chance: random.Random
     running: list[Chat] = field(default_factory=list)
     kills: int = 0
+    # What the provider was asked, by number: its journal keeps only the latest.
+    asked: dict[int, str] = field(default_factory=dict)
 
     async def kill_one(self) -> None:
         index = self.chance.randrange(len(self.running))
@@ -49,6 +51,11 @@ class Replicas:
         dying.tell(signal.SIGKILL)
         await dying.exit_code()
         self.kills += 1
+        await self.read_journal()
+
+    async def read_journal(self) -> None:
+        received = await self.stand.simulator.control.requests("responses")
+        self.asked |= {request.number: str(request.body) for request in received}
 
     def any(self) -> Chat:
         return self.chance.choice(self.running)
@@ -186,15 +193,14 @@ async def test_kills_lose_nothing(stand: Stand, postgres: EmbeddedPostgres, back
     interrupted = [failed for turn in turns for failed in turn.failed]
     if background == "on":
         assert interrupted == []
-        await regenerated_nothing(stand, turns)
+        await replicas.read_journal()
+        regenerated_nothing(list(replicas.asked.values()), turns)
     figures = f"{replicas.kills} kills, {len(turns)} turns, {sum(turn.breaks for turn in turns)} broken streams, "
     print(figures + f"{len(interrupted)} interrupted and repeated")  # noqa: T201 - the figures
 
 
-async def regenerated_nothing(stand: Stand, turns: Sequence[Attempt]) -> None:
+def regenerated_nothing(asked: Sequence[str], turns: Sequence[Attempt]) -> None:
     """The provider was asked once for each reply of which anybody saw a word before a kill."""
-    received = await stand.simulator.control.requests("responses")
-    asked = [str(request.body) for request in received]
     for turn in turns:
         times = sum(turn.text in body for body in asked)
         assert times >= 1

@@ -13,9 +13,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
 
 from parley.memory.v1 import memory_pb2, memory_pb2_grpc
-from services.memory.__main__ import mount, open_memory
+from services.memory.__main__ import open_memory
 from services.memory.conversation_memory import ConversationMemory
 from services.memory.settings import MemorySettings
+from services.runtime.duties import beside
 from services.runtime.server import GrpcServer
 from tests.issuer import Issuer
 
@@ -90,6 +91,9 @@ class MemoryService:
         )
         return answer.forgotten_messages
 
+    def as_user(self, user_id: str | None = None) -> tuple[tuple[str, str], ...]:
+        return self.issuer.as_user(user_id or self.user_id)
+
     def as_chat(self, user_id: str | None = None) -> tuple[tuple[str, str], ...]:
         return self.issuer.as_service("chat", audience="memory", user_id=user_id or self.user_id)
 
@@ -98,11 +102,12 @@ class MemoryService:
 async def running_memory(settings: MemorySettings, issuer: Issuer) -> AsyncIterator[MemoryService]:
     async with AsyncExitStack() as parts:
         memory = await open_memory(settings, parts)
-        server = GrpcServer(address=settings.listen_address, mounts=[mount(memory)], verifier=issuer.verifier("memory"))
+        await parts.enter_async_context(beside(*memory.duties))
+        server = GrpcServer(address=settings.listen_address, mounts=[memory.mount], verifier=issuer.verifier("memory"))
         port = await server.start()
         parts.push_async_callback(server.stop, wait_seconds=0, drain_seconds=1)
         channel = await parts.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
-        yield MemoryService(issuer, memory_pb2_grpc.MemoryServiceStub(channel), memory)
+        yield MemoryService(issuer, memory_pb2_grpc.MemoryServiceStub(channel), memory.conversations)
 
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:

@@ -114,6 +114,7 @@ class Message(_message.Message):
     IMAGES_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     IS_SUPERSEDED_FIELD_NUMBER: _builtins.int
+    MEMORY_IDS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID of the message."""
     conversation_id: _builtins.str
@@ -170,6 +171,10 @@ class Message(_message.Message):
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___MessageImage]:
         """The images of the user's message, without their data."""
 
+    @_builtins.property
+    def memory_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """UUIDs of the memories that the model was given for this reply; see parley.memory.v1."""
+
     def __init__(
         self,
         *,
@@ -191,10 +196,11 @@ class Message(_message.Message):
         images: _abc.Iterable[Global___MessageImage] | None = ...,
         version: _builtins.int = ...,
         is_superseded: _builtins.bool = ...,
+        memory_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["citations", b"citations", "conversation_id", b"conversation_id", "create_time", b"create_time", "generation_id", b"generation_id", "id", b"id", "images", b"images", "incomplete_reason", b"incomplete_reason", "is_superseded", b"is_superseded", "metadata", b"metadata", "model", b"model", "parts", b"parts", "role", b"role", "sequence", b"sequence", "status", b"status", "text", b"text", "timings", b"timings", "usage", b"usage", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["citations", b"citations", "conversation_id", b"conversation_id", "create_time", b"create_time", "generation_id", b"generation_id", "id", b"id", "images", b"images", "incomplete_reason", b"incomplete_reason", "is_superseded", b"is_superseded", "memory_ids", b"memory_ids", "metadata", b"metadata", "model", b"model", "parts", b"parts", "role", b"role", "sequence", b"sequence", "status", b"status", "text", b"text", "timings", b"timings", "usage", b"usage", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,8 +26,10 @@ if _version_not_supported:
 
 
 class MemoryServiceStub:
-    """The turns of a user's conversations and the context for the next one. The user is always the one on whose behalf the
-    calling service acts.
+    """What is remembered of the caller: facts, each with the messages that it was learned from, and the messages themselves.
+    Somebody else's memory answers exactly like one that does not exist. A service that acts for a user reaches that user's.
+
+    A fact keeps its id when it changes: what it said before is its history, with ids of its own.
     """
 
     def __init__(self, channel):
@@ -36,6 +38,61 @@ class MemoryServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.SearchMemories = channel.unary_unary(
+                '/parley.memory.v1.MemoryService/SearchMemories',
+                request_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.SearchMemoriesRequest.SerializeToString,
+                response_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.SearchMemoriesResponse.FromString,
+                _registered_method=True)
+        self.GetSummary = channel.unary_unary(
+                '/parley.memory.v1.MemoryService/GetSummary',
+                request_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.GetSummaryRequest.SerializeToString,
+                response_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.Summary.FromString,
+                _registered_method=True)
+        self.DeleteMemories = channel.unary_unary(
+                '/parley.memory.v1.MemoryService/DeleteMemories',
+                request_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.DeleteMemoriesRequest.SerializeToString,
+                response_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.DeleteMemoriesResponse.FromString,
+                _registered_method=True)
+        self.AddMemory = channel.unary_unary(
+                '/parley.memory.v1.MemoryService/AddMemory',
+                request_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.AddMemoryRequest.SerializeToString,
+                response_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.Memory.FromString,
+                _registered_method=True)
+        self.ListMemories = channel.unary_unary(
+                '/parley.memory.v1.MemoryService/ListMemories',
+                request_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.ListMemoriesRequest.SerializeToString,
+                response_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.ListMemoriesResponse.FromString,
+                _registered_method=True)
+        self.GetMemory = channel.unary_unary(
+                '/parley.memory.v1.MemoryService/GetMemory',
+                request_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.GetMemoryRequest.SerializeToString,
+                response_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.Memory.FromString,
+                _registered_method=True)
+        self.UpdateMemory = channel.unary_unary(
+                '/parley.memory.v1.MemoryService/UpdateMemory',
+                request_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.UpdateMemoryRequest.SerializeToString,
+                response_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.Memory.FromString,
+                _registered_method=True)
+        self.DeleteMemory = channel.unary_unary(
+                '/parley.memory.v1.MemoryService/DeleteMemory',
+                request_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.DeleteMemoryRequest.SerializeToString,
+                response_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.DeleteMemoryResponse.FromString,
+                _registered_method=True)
+        self.ListMemoryHistory = channel.unary_unary(
+                '/parley.memory.v1.MemoryService/ListMemoryHistory',
+                request_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.ListMemoryHistoryRequest.SerializeToString,
+                response_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.ListMemoryHistoryResponse.FromString,
+                _registered_method=True)
+        self.ExportMemories = channel.unary_stream(
+                '/parley.memory.v1.MemoryService/ExportMemories',
+                request_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.ExportMemoriesRequest.SerializeToString,
+                response_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.MemoryRecord.FromString,
+                _registered_method=True)
+        self.ImportMemories = channel.unary_unary(
+                '/parley.memory.v1.MemoryService/ImportMemories',
+                request_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.ImportMemoriesRequest.SerializeToString,
+                response_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.ImportMemoriesResponse.FromString,
+                _registered_method=True)
         self.AssembleContext = channel.unary_unary(
                 '/parley.memory.v1.MemoryService/AssembleContext',
                 request_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.AssembleContextRequest.SerializeToString,
@@ -59,14 +116,117 @@ class MemoryServiceStub:
 
 
 class MemoryServiceServicer:
-    """The turns of a user's conversations and the context for the next one. The user is always the one on whose behalf the
-    calling service acts.
+    """What is remembered of the caller: facts, each with the messages that it was learned from, and the messages themselves.
+    Somebody else's memory answers exactly like one that does not exist. A service that acts for a user reaches that user's.
+
+    A fact keeps its id when it changes: what it said before is its history, with ids of its own.
     """
 
+    def SearchMemories(self, request, context):
+        """Finds what is remembered about something, the best first: facts and messages by words and, where the service has
+        embeddings, by meaning. Dates and cues of time in the query count ("last week", "in May 2023", "what did I like before").
+        Without embeddings, or while they do not answer, words alone serve, and `degraded` says so.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSummary(self, request, context):
+        """Returns the summary of a conversation, or without one that of the person. Summaries are written some time after what
+        they sum up; where there is none yet, the answer has no text.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteMemories(self, request, context):
+        """Deletes what is remembered, for good: everything, or what the filters name. Everything means facts and their history,
+        messages, summaries, embeddings and what is held in caches; the conversations themselves stay with chat. What was said
+        before the call and arrives after it is not taken any more. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddMemory(self, request, context):
+        """Remembers a fact. The same words twice are one fact: the call returns it, with its sources joined. With a `request_id`,
+        repeating the call returns the fact first remembered.
+
+        Reasons: REQUEST_ID_REUSED, LIMIT_REACHED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMemories(self, request, context):
+        """Lists the caller's facts, the latest recorded first. Pages stay stable while facts are added.
+
+        Reasons: INVALID_PAGE_TOKEN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMemory(self, request, context):
+        """Returns a fact, or a remembered message by its own id.
+
+        Reasons: MEMORY_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateMemory(self, request, context):
+        """Changes a current fact: the fields that are named by `update_mask`, or without one those that are set. What it said
+        before stays in its history.
+
+        Reasons: MEMORY_NOT_FOUND, MEMORY_EXISTS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteMemory(self, request, context):
+        """Deletes a fact with its history, or one earlier version of a fact. A message is deleted with its conversation.
+
+        Reasons: MEMORY_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMemoryHistory(self, request, context):
+        """Lists what a fact said before, the latest first, each version with the time when it held and when it was superseded.
+
+        Reasons: MEMORY_NOT_FOUND, INVALID_PAGE_TOKEN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportMemories(self, request, context):
+        """Gives everything that is remembered, as records that ImportMemories takes: messages first, then facts with their
+        history. Over REST a line of JSON each. The state of one moment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportMemories(self, request, context):
+        """Takes records of an export, in their order. All of a call or nothing; idempotent by id: what is known stays as it is. A
+        record of what was deleted here is not taken.
+
+        Reasons: LIMIT_REACHED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AssembleContext(self, request, context):
-        """Returns the latest messages of a conversation that fit a token budget, oldest first: the model's input for one turn.
-        `last_sequence` says how far memory knows the conversation, so that the caller can add what is still under way.
-        A conversation that memory does not know is an empty context, not an error.
+        """Returns what the model is told in one turn: the latest messages of a conversation that fit a token budget, oldest first,
+        and, where `query` is set, what is remembered beyond them: the summaries of the person and of the conversation, and
+        memories about the query. `last_sequence` says how far memory knows the conversation, so that the caller can add what is
+        still under way. A conversation that memory does not know has no messages; that is no error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,6 +260,61 @@ class MemoryServiceServicer:
 
 def add_MemoryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'SearchMemories': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchMemories,
+                    request_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.SearchMemoriesRequest.FromString,
+                    response_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.SearchMemoriesResponse.SerializeToString,
+            ),
+            'GetSummary': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSummary,
+                    request_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.GetSummaryRequest.FromString,
+                    response_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.Summary.SerializeToString,
+            ),
+            'DeleteMemories': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteMemories,
+                    request_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.DeleteMemoriesRequest.FromString,
+                    response_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.DeleteMemoriesResponse.SerializeToString,
+            ),
+            'AddMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddMemory,
+                    request_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.AddMemoryRequest.FromString,
+                    response_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.Memory.SerializeToString,
+            ),
+            'ListMemories': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMemories,
+                    request_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.ListMemoriesRequest.FromString,
+                    response_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.ListMemoriesResponse.SerializeToString,
+            ),
+            'GetMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMemory,
+                    request_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.GetMemoryRequest.FromString,
+                    response_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.Memory.SerializeToString,
+            ),
+            'UpdateMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateMemory,
+                    request_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.UpdateMemoryRequest.FromString,
+                    response_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.Memory.SerializeToString,
+            ),
+            'DeleteMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteMemory,
+                    request_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.DeleteMemoryRequest.FromString,
+                    response_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.DeleteMemoryResponse.SerializeToString,
+            ),
+            'ListMemoryHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMemoryHistory,
+                    request_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.ListMemoryHistoryRequest.FromString,
+                    response_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.ListMemoryHistoryResponse.SerializeToString,
+            ),
+            'ExportMemories': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportMemories,
+                    request_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.ExportMemoriesRequest.FromString,
+                    response_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.MemoryRecord.SerializeToString,
+            ),
+            'ImportMemories': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportMemories,
+                    request_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.ImportMemoriesRequest.FromString,
+                    response_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.ImportMemoriesResponse.SerializeToString,
+            ),
             'AssembleContext': grpc.unary_unary_rpc_method_handler(
                     servicer.AssembleContext,
                     request_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.AssembleContextRequest.FromString,
@@ -129,9 +344,308 @@ def add_MemoryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MemoryService:
-    """The turns of a user's conversations and the context for the next one. The user is always the one on whose behalf the
-    calling service acts.
+    """What is remembered of the caller: facts, each with the messages that it was learned from, and the messages themselves.
+    Somebody else's memory answers exactly like one that does not exist. A service that acts for a user reaches that user's.
+
+    A fact keeps its id when it changes: what it said before is its history, with ids of its own.
     """
+
+    @staticmethod
+    def SearchMemories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.memory.v1.MemoryService/SearchMemories',
+            parley_dot_memory_dot_v1_dot_memory__pb2.SearchMemoriesRequest.SerializeToString,
+            parley_dot_memory_dot_v1_dot_memory__pb2.SearchMemoriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSummary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.memory.v1.MemoryService/GetSummary',
+            parley_dot_memory_dot_v1_dot_memory__pb2.GetSummaryRequest.SerializeToString,
+            parley_dot_memory_dot_v1_dot_memory__pb2.Summary.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteMemories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.memory.v1.MemoryService/DeleteMemories',
+            parley_dot_memory_dot_v1_dot_memory__pb2.DeleteMemoriesRequest.SerializeToString,
+            parley_dot_memory_dot_v1_dot_memory__pb2.DeleteMemoriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.memory.v1.MemoryService/AddMemory',
+            parley_dot_memory_dot_v1_dot_memory__pb2.AddMemoryRequest.SerializeToString,
+            parley_dot_memory_dot_v1_dot_memory__pb2.Memory.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMemories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.memory.v1.MemoryService/ListMemories',
+            parley_dot_memory_dot_v1_dot_memory__pb2.ListMemoriesRequest.SerializeToString,
+            parley_dot_memory_dot_v1_dot_memory__pb2.ListMemoriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.memory.v1.MemoryService/GetMemory',
+            parley_dot_memory_dot_v1_dot_memory__pb2.GetMemoryRequest.SerializeToString,
+            parley_dot_memory_dot_v1_dot_memory__pb2.Memory.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.memory.v1.MemoryService/UpdateMemory',
+            parley_dot_memory_dot_v1_dot_memory__pb2.UpdateMemoryRequest.SerializeToString,
+            parley_dot_memory_dot_v1_dot_memory__pb2.Memory.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.memory.v1.MemoryService/DeleteMemory',
+            parley_dot_memory_dot_v1_dot_memory__pb2.DeleteMemoryRequest.SerializeToString,
+            parley_dot_memory_dot_v1_dot_memory__pb2.DeleteMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMemoryHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.memory.v1.MemoryService/ListMemoryHistory',
+            parley_dot_memory_dot_v1_dot_memory__pb2.ListMemoryHistoryRequest.SerializeToString,
+            parley_dot_memory_dot_v1_dot_memory__pb2.ListMemoryHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportMemories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/parley.memory.v1.MemoryService/ExportMemories',
+            parley_dot_memory_dot_v1_dot_memory__pb2.ExportMemoriesRequest.SerializeToString,
+            parley_dot_memory_dot_v1_dot_memory__pb2.MemoryRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportMemories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.memory.v1.MemoryService/ImportMemories',
+            parley_dot_memory_dot_v1_dot_memory__pb2.ImportMemoriesRequest.SerializeToString,
+            parley_dot_memory_dot_v1_dot_memory__pb2.ImportMemoriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def AssembleContext(request,

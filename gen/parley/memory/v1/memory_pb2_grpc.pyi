@@ -13,15 +13,74 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MemoryServiceStub:
-    """The turns of a user's conversations and the context for the next one. The user is always the one on whose behalf the
-    calling service acts.
+    """What is remembered of the caller: facts, each with the messages that it was learned from, and the messages themselves.
+    Somebody else's memory answers exactly like one that does not exist. A service that acts for a user reaches that user's.
+
+    A fact keeps its id when it changes: what it said before is its history, with ids of its own.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    SearchMemories: _aio.UnaryUnaryMultiCallable[_memory_pb2.SearchMemoriesRequest, _memory_pb2.SearchMemoriesResponse]
+    """Finds what is remembered about something, the best first: facts and messages by words and, where the service has
+    embeddings, by meaning. Dates and cues of time in the query count ("last week", "in May 2023", "what did I like before").
+    Without embeddings, or while they do not answer, words alone serve, and `degraded` says so.
+    """
+    GetSummary: _aio.UnaryUnaryMultiCallable[_memory_pb2.GetSummaryRequest, _memory_pb2.Summary]
+    """Returns the summary of a conversation, or without one that of the person. Summaries are written some time after what
+    they sum up; where there is none yet, the answer has no text.
+    """
+    DeleteMemories: _aio.UnaryUnaryMultiCallable[_memory_pb2.DeleteMemoriesRequest, _memory_pb2.DeleteMemoriesResponse]
+    """Deletes what is remembered, for good: everything, or what the filters name. Everything means facts and their history,
+    messages, summaries, embeddings and what is held in caches; the conversations themselves stay with chat. What was said
+    before the call and arrives after it is not taken any more. Idempotent.
+    """
+    AddMemory: _aio.UnaryUnaryMultiCallable[_memory_pb2.AddMemoryRequest, _memory_pb2.Memory]
+    """Remembers a fact. The same words twice are one fact: the call returns it, with its sources joined. With a `request_id`,
+    repeating the call returns the fact first remembered.
+
+    Reasons: REQUEST_ID_REUSED, LIMIT_REACHED.
+    """
+    ListMemories: _aio.UnaryUnaryMultiCallable[_memory_pb2.ListMemoriesRequest, _memory_pb2.ListMemoriesResponse]
+    """Lists the caller's facts, the latest recorded first. Pages stay stable while facts are added.
+
+    Reasons: INVALID_PAGE_TOKEN.
+    """
+    GetMemory: _aio.UnaryUnaryMultiCallable[_memory_pb2.GetMemoryRequest, _memory_pb2.Memory]
+    """Returns a fact, or a remembered message by its own id.
+
+    Reasons: MEMORY_NOT_FOUND.
+    """
+    UpdateMemory: _aio.UnaryUnaryMultiCallable[_memory_pb2.UpdateMemoryRequest, _memory_pb2.Memory]
+    """Changes a current fact: the fields that are named by `update_mask`, or without one those that are set. What it said
+    before stays in its history.
+
+    Reasons: MEMORY_NOT_FOUND, MEMORY_EXISTS.
+    """
+    DeleteMemory: _aio.UnaryUnaryMultiCallable[_memory_pb2.DeleteMemoryRequest, _memory_pb2.DeleteMemoryResponse]
+    """Deletes a fact with its history, or one earlier version of a fact. A message is deleted with its conversation.
+
+    Reasons: MEMORY_NOT_FOUND.
+    """
+    ListMemoryHistory: _aio.UnaryUnaryMultiCallable[_memory_pb2.ListMemoryHistoryRequest, _memory_pb2.ListMemoryHistoryResponse]
+    """Lists what a fact said before, the latest first, each version with the time when it held and when it was superseded.
+
+    Reasons: MEMORY_NOT_FOUND, INVALID_PAGE_TOKEN.
+    """
+    ExportMemories: _aio.UnaryStreamMultiCallable[_memory_pb2.ExportMemoriesRequest, _memory_pb2.MemoryRecord]
+    """Gives everything that is remembered, as records that ImportMemories takes: messages first, then facts with their
+    history. Over REST a line of JSON each. The state of one moment.
+    """
+    ImportMemories: _aio.UnaryUnaryMultiCallable[_memory_pb2.ImportMemoriesRequest, _memory_pb2.ImportMemoriesResponse]
+    """Takes records of an export, in their order. All of a call or nothing; idempotent by id: what is known stays as it is. A
+    record of what was deleted here is not taken.
+
+    Reasons: LIMIT_REACHED.
+    """
     AssembleContext: _aio.UnaryUnaryMultiCallable[_memory_pb2.AssembleContextRequest, _memory_pb2.AssembleContextResponse]
-    """Returns the latest messages of a conversation that fit a token budget, oldest first: the model's input for one turn.
-    `last_sequence` says how far memory knows the conversation, so that the caller can add what is still under way.
-    A conversation that memory does not know is an empty context, not an error.
+    """Returns what the model is told in one turn: the latest messages of a conversation that fit a token budget, oldest first,
+    and, where `query` is set, what is remembered beyond them: the summaries of the person and of the conversation, and
+    memories about the query. `last_sequence` says how far memory knows the conversation, so that the caller can add what is
+    still under way. A conversation that memory does not know has no messages; that is no error.
     """
     RecordTurn: _aio.UnaryUnaryMultiCallable[_memory_pb2.RecordTurnRequest, _memory_pb2.RecordTurnResponse]
     """Records a finished turn. Idempotent by message id and revision: the same turn twice is one turn. A turn of a conversation that was
@@ -37,9 +96,133 @@ class MemoryServiceStub:
     """Forgets a conversation that was deleted, or its end that was edited away, in every tier. Idempotent."""
 
 class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The turns of a user's conversations and the context for the next one. The user is always the one on whose behalf the
-    calling service acts.
+    """What is remembered of the caller: facts, each with the messages that it was learned from, and the messages themselves.
+    Somebody else's memory answers exactly like one that does not exist. A service that acts for a user reaches that user's.
+
+    A fact keeps its id when it changes: what it said before is its history, with ids of its own.
     """
+
+    @_abc_1.abstractmethod
+    def SearchMemories(
+        self,
+        request: _memory_pb2.SearchMemoriesRequest,
+        context: _aio.ServicerContext[_memory_pb2.SearchMemoriesRequest, _abc.Awaitable[_memory_pb2.SearchMemoriesResponse]],
+    ) -> _abc.Awaitable[_memory_pb2.SearchMemoriesResponse]:
+        """Finds what is remembered about something, the best first: facts and messages by words and, where the service has
+        embeddings, by meaning. Dates and cues of time in the query count ("last week", "in May 2023", "what did I like before").
+        Without embeddings, or while they do not answer, words alone serve, and `degraded` says so.
+        """
+
+    @_abc_1.abstractmethod
+    def GetSummary(
+        self,
+        request: _memory_pb2.GetSummaryRequest,
+        context: _aio.ServicerContext[_memory_pb2.GetSummaryRequest, _abc.Awaitable[_memory_pb2.Summary]],
+    ) -> _abc.Awaitable[_memory_pb2.Summary]:
+        """Returns the summary of a conversation, or without one that of the person. Summaries are written some time after what
+        they sum up; where there is none yet, the answer has no text.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteMemories(
+        self,
+        request: _memory_pb2.DeleteMemoriesRequest,
+        context: _aio.ServicerContext[_memory_pb2.DeleteMemoriesRequest, _abc.Awaitable[_memory_pb2.DeleteMemoriesResponse]],
+    ) -> _abc.Awaitable[_memory_pb2.DeleteMemoriesResponse]:
+        """Deletes what is remembered, for good: everything, or what the filters name. Everything means facts and their history,
+        messages, summaries, embeddings and what is held in caches; the conversations themselves stay with chat. What was said
+        before the call and arrives after it is not taken any more. Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def AddMemory(
+        self,
+        request: _memory_pb2.AddMemoryRequest,
+        context: _aio.ServicerContext[_memory_pb2.AddMemoryRequest, _abc.Awaitable[_memory_pb2.Memory]],
+    ) -> _abc.Awaitable[_memory_pb2.Memory]:
+        """Remembers a fact. The same words twice are one fact: the call returns it, with its sources joined. With a `request_id`,
+        repeating the call returns the fact first remembered.
+
+        Reasons: REQUEST_ID_REUSED, LIMIT_REACHED.
+        """
+
+    @_abc_1.abstractmethod
+    def ListMemories(
+        self,
+        request: _memory_pb2.ListMemoriesRequest,
+        context: _aio.ServicerContext[_memory_pb2.ListMemoriesRequest, _abc.Awaitable[_memory_pb2.ListMemoriesResponse]],
+    ) -> _abc.Awaitable[_memory_pb2.ListMemoriesResponse]:
+        """Lists the caller's facts, the latest recorded first. Pages stay stable while facts are added.
+
+        Reasons: INVALID_PAGE_TOKEN.
+        """
+
+    @_abc_1.abstractmethod
+    def GetMemory(
+        self,
+        request: _memory_pb2.GetMemoryRequest,
+        context: _aio.ServicerContext[_memory_pb2.GetMemoryRequest, _abc.Awaitable[_memory_pb2.Memory]],
+    ) -> _abc.Awaitable[_memory_pb2.Memory]:
+        """Returns a fact, or a remembered message by its own id.
+
+        Reasons: MEMORY_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateMemory(
+        self,
+        request: _memory_pb2.UpdateMemoryRequest,
+        context: _aio.ServicerContext[_memory_pb2.UpdateMemoryRequest, _abc.Awaitable[_memory_pb2.Memory]],
+    ) -> _abc.Awaitable[_memory_pb2.Memory]:
+        """Changes a current fact: the fields that are named by `update_mask`, or without one those that are set. What it said
+        before stays in its history.
+
+        Reasons: MEMORY_NOT_FOUND, MEMORY_EXISTS.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteMemory(
+        self,
+        request: _memory_pb2.DeleteMemoryRequest,
+        context: _aio.ServicerContext[_memory_pb2.DeleteMemoryRequest, _abc.Awaitable[_memory_pb2.DeleteMemoryResponse]],
+    ) -> _abc.Awaitable[_memory_pb2.DeleteMemoryResponse]:
+        """Deletes a fact with its history, or one earlier version of a fact. A message is deleted with its conversation.
+
+        Reasons: MEMORY_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListMemoryHistory(
+        self,
+        request: _memory_pb2.ListMemoryHistoryRequest,
+        context: _aio.ServicerContext[_memory_pb2.ListMemoryHistoryRequest, _abc.Awaitable[_memory_pb2.ListMemoryHistoryResponse]],
+    ) -> _abc.Awaitable[_memory_pb2.ListMemoryHistoryResponse]:
+        """Lists what a fact said before, the latest first, each version with the time when it held and when it was superseded.
+
+        Reasons: MEMORY_NOT_FOUND, INVALID_PAGE_TOKEN.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportMemories(
+        self,
+        request: _memory_pb2.ExportMemoriesRequest,
+        context: _aio.ServicerContext[_memory_pb2.ExportMemoriesRequest, _abc.AsyncIterator[_memory_pb2.MemoryRecord]],
+    ) -> _abc.AsyncIterator[_memory_pb2.MemoryRecord]:
+        """Gives everything that is remembered, as records that ImportMemories takes: messages first, then facts with their
+        history. Over REST a line of JSON each. The state of one moment.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportMemories(
+        self,
+        request: _memory_pb2.ImportMemoriesRequest,
+        context: _aio.ServicerContext[_memory_pb2.ImportMemoriesRequest, _abc.Awaitable[_memory_pb2.ImportMemoriesResponse]],
+    ) -> _abc.Awaitable[_memory_pb2.ImportMemoriesResponse]:
+        """Takes records of an export, in their order. All of a call or nothing; idempotent by id: what is known stays as it is. A
+        record of what was deleted here is not taken.
+
+        Reasons: LIMIT_REACHED.
+        """
 
     @_abc_1.abstractmethod
     def AssembleContext(
@@ -47,9 +230,10 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_pb2.AssembleContextRequest,
         context: _aio.ServicerContext[_memory_pb2.AssembleContextRequest, _abc.Awaitable[_memory_pb2.AssembleContextResponse]],
     ) -> _abc.Awaitable[_memory_pb2.AssembleContextResponse]:
-        """Returns the latest messages of a conversation that fit a token budget, oldest first: the model's input for one turn.
-        `last_sequence` says how far memory knows the conversation, so that the caller can add what is still under way.
-        A conversation that memory does not know is an empty context, not an error.
+        """Returns what the model is told in one turn: the latest messages of a conversation that fit a token budget, oldest first,
+        and, where `query` is set, what is remembered beyond them: the summaries of the person and of the conversation, and
+        memories about the query. `last_sequence` says how far memory knows the conversation, so that the caller can add what is
+        still under way. A conversation that memory does not know has no messages; that is no error.
         """
 
     @_abc_1.abstractmethod

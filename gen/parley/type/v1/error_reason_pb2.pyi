@@ -120,6 +120,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """There is no such MCP server of the caller.
       NOT_FOUND {"reason": "MCP_SERVER_NOT_FOUND", "metadata": {"mcp_server_id": "0199…"}}
     """
+    ERROR_REASON_MEMORY_NOT_FOUND: _ErrorReason.ValueType  # 37
+    """There is no such memory of the caller, or it is not one that can be changed so.
+      NOT_FOUND {"reason": "MEMORY_NOT_FOUND", "metadata": {"memory_id": "0199…"}}
+    """
     ERROR_REASON_USERNAME_TAKEN: _ErrorReason.ValueType  # 40
     """The username is taken.
       ALREADY_EXISTS {"reason": "USERNAME_TAKEN", "metadata": {"username": "ana"}}
@@ -155,6 +159,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_GENERATION_CANCELLED: _ErrorReason.ValueType  # 48
     """The reply was cancelled while this call waited for it; what was written is kept.
       ABORTED {"reason": "GENERATION_CANCELLED", "metadata": {"generation_id": "0199…"}}
+    """
+    ERROR_REASON_MEMORY_EXISTS: _ErrorReason.ValueType  # 49
+    """Another fact of the caller says the same already.
+      ALREADY_EXISTS {"reason": "MEMORY_EXISTS", "metadata": {"memory_id": "0199…"}}
     """
     ERROR_REASON_MODEL_RATE_LIMITED: _ErrorReason.ValueType  # 50
     """The model's provider limits us; `RetryInfo` says how long to wait.
@@ -314,6 +322,10 @@ ERROR_REASON_MCP_SERVER_NOT_FOUND: ErrorReason.ValueType  # 36
 """There is no such MCP server of the caller.
   NOT_FOUND {"reason": "MCP_SERVER_NOT_FOUND", "metadata": {"mcp_server_id": "0199…"}}
 """
+ERROR_REASON_MEMORY_NOT_FOUND: ErrorReason.ValueType  # 37
+"""There is no such memory of the caller, or it is not one that can be changed so.
+  NOT_FOUND {"reason": "MEMORY_NOT_FOUND", "metadata": {"memory_id": "0199…"}}
+"""
 ERROR_REASON_USERNAME_TAKEN: ErrorReason.ValueType  # 40
 """The username is taken.
   ALREADY_EXISTS {"reason": "USERNAME_TAKEN", "metadata": {"username": "ana"}}
@@ -349,6 +361,10 @@ ERROR_REASON_NOT_LAST_TURN: ErrorReason.ValueType  # 47
 ERROR_REASON_GENERATION_CANCELLED: ErrorReason.ValueType  # 48
 """The reply was cancelled while this call waited for it; what was written is kept.
   ABORTED {"reason": "GENERATION_CANCELLED", "metadata": {"generation_id": "0199…"}}
+"""
+ERROR_REASON_MEMORY_EXISTS: ErrorReason.ValueType  # 49
+"""Another fact of the caller says the same already.
+  ALREADY_EXISTS {"reason": "MEMORY_EXISTS", "metadata": {"memory_id": "0199…"}}
 """
 ERROR_REASON_MODEL_RATE_LIMITED: ErrorReason.ValueType  # 50
 """The model's provider limits us; `RetryInfo` says how long to wait.
