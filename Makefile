@@ -54,9 +54,9 @@ migration: .venv/dev ## A new migration: make migration SERVICE=chat NAME=tasks
 
 lock: .venv/dev ## Resolve the lock files anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --custom-compile-command "make lock" --upgrade --extra local pyproject.toml --group build -o requirements.lock
+	  --custom-compile-command "make lock" --upgrade --extra suite pyproject.toml --group build -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --custom-compile-command "make lock" --upgrade --extra local --group build --group dev pyproject.toml -o requirements-dev.lock
+	  --custom-compile-command "make lock" --upgrade --extra suite --group build --group dev pyproject.toml -o requirements-dev.lock
 
 clean: ## Remove the virtual environment and caches; your data in .parley stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build

@@ -5,10 +5,10 @@ is refused.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from google.api import annotations_pb2, http_pb2
 from google.protobuf.descriptor import FileDescriptor
@@ -20,6 +20,8 @@ from parley.options.v1 import options_pb2
 EXPOSED = frozenset({options_pb2.ACCESS_PUBLIC, options_pb2.ACCESS_USER, options_pb2.ACCESS_ADMIN})
 # Beside the stubs, in a checkout and in an installed wheel (where gen/parley becomes the package parley) alike.
 DESCRIPTORS = Path(options_pb2.__file__).parents[3] / "parley.binpb"
+# `events` are numbered, and their stream has a terminal one; `records` are what a list would hold, for as long as it takes.
+StreamForm = Literal["events", "records"]
 _VARIABLE = re.compile(r"\{([a-z0-9_.]+)\}")
 
 
@@ -60,8 +62,13 @@ class Rpc:
     service: str
     name: str
     access: options_pb2.Access.ValueType
-    is_stream: bool
+    stream_form: StreamForm | None
     bindings: tuple[Binding, ...]
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it answers with more than one message."""
+        return self.stream_form is not None
 
     @property
     def grpc_path(self) -> str:
@@ -91,7 +98,8 @@ def read_descriptors(path: Path) -> FileDescriptorSet:
 
 def exposed_rpcs(descriptors: FileDescriptorSet) -> tuple[Rpc, ...]:
     """Every RPC that clients may reach, in the order of the protos; ContractError names one without an access rule."""
-    return tuple(rpc for file in descriptors.file for rpc in _rpcs_of(file))
+    numbered = frozenset(_numbered_messages(descriptors))
+    return tuple(rpc for file in descriptors.file for rpc in _rpcs_of(file, numbered))
 
 
 def transcoding_descriptors(descriptors: FileDescriptorSet) -> FileDescriptorSet:
@@ -112,7 +120,14 @@ def _proto_of(descriptor: FileDescriptor) -> FileDescriptorProto:
     return proto
 
 
-def _rpcs_of(file: FileDescriptorProto) -> Iterator[Rpc]:
+def _numbered_messages(descriptors: FileDescriptorSet) -> Iterator[str]:
+    for file in descriptors.file:
+        for message in file.message_type:
+            if any(field.name == "sequence" for field in message.field):
+                yield f".{file.package}.{message.name}"
+
+
+def _rpcs_of(file: FileDescriptorProto, numbered: Collection[str]) -> Iterator[Rpc]:
     for service in file.service:
         for method in service.method:
             access = method.options.Extensions[options_pb2.access]
@@ -124,9 +139,15 @@ def _rpcs_of(file: FileDescriptorProto) -> Iterator[Rpc]:
                     service=service.name,
                     name=method.name,
                     access=access,
-                    is_stream=method.server_streaming,
+                    stream_form=_stream_form(method, numbered),
                     bindings=tuple(_bindings(method)),
                 )
+
+
+def _stream_form(method: MethodDescriptorProto, numbered: Collection[str]) -> StreamForm | None:
+    if not method.server_streaming:
+        return None
+    return "events" if method.output_type in numbered else "records"
 
 
 def _bindings(method: MethodDescriptorProto) -> Iterator[Binding]:

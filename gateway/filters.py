@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gateway.contract import StreamForm
 from gateway.refusals import errors_in_lua
 from gateway.settings import EdgeSettings
 
@@ -116,14 +117,16 @@ def response_headers() -> Config:
     return _filter("header_mutation", "HeaderMutation", mutations={"response_mutations": mutations})
 
 
-def rest_headers(*, is_stream: bool, is_personal: bool) -> Config:
+def rest_headers(stream_form: StreamForm | None, *, is_personal: bool) -> Config:
     """On REST routes: what gRPC would take for its own goes neither in nor out; no cache keeps what is not public."""
     # The services' gRPC would fail on a malformed one, and obey a deadline that REST clients have no way to set.
     foreign = [{"remove_on_match": {"key_matcher": matcher}} for matcher in ({"prefix": "grpc-"}, {"suffix": "-bin"})]
     leaks = ("grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-encoding", "grpc-accept-encoding")
     mutations: list[Config] = [{"remove": name} for name in leaks]
-    if is_stream:
-        mutations += [_overwrite("cache-control", "no-cache"), _overwrite("x-accel-buffering", "no")]
+    if stream_form is not None:
+        mutations.append(_overwrite("x-accel-buffering", "no"))
+    if stream_form == "events":
+        mutations.append(_overwrite("cache-control", "no-cache"))
     elif is_personal:
         # Caches leave alone what was asked for with an Authorization header, but not what was asked for with a cookie.
         mutations.append(_overwrite("cache-control", "no-store"))

@@ -27,8 +27,8 @@ Sign in with `Login` or `Register` and send the access token as `authorization: 
 A browser that can set no header, an EventSource say, may send the access token in a cookie instead: with GET only. Methods
 that change something do not look at cookies, so that no other site can make a browser call them.
 
-Streams are answered as server-sent events, each with its `sequence` as `id`; with `accept: application/x-ndjson` as one
-JSON object a line."""
+Streams of events are answered as server-sent events, each with its `sequence` as `id`; with `accept: application/x-ndjson`
+as one JSON object a line. Exports are always one JSON object a line."""
 _FINISHED: Document = {"204": {"description": "There is nothing after that event: an EventSource stops asking."}}
 _LAST_EVENT_ID: Document = {
     "name": "Last-Event-ID",
@@ -195,6 +195,9 @@ class _Writer:
         schema = self._schemas.reference(self._output(rpc), is_answer=True)
         if not rpc.is_stream:
             return {"description": "Done.", "content": {"application/json": {"schema": schema}}}
+        if rpc.stream_form == "records":
+            line = "The records, a JSON object a line. The schema is that of one line."
+            return {"description": line, "content": {NDJSON: {"schema": schema}}}
         return {
             "description": "The stream. The schema is that of one event: of the `data` of a frame, or of a line.",
             "content": {"text/event-stream": {"schema": schema}, NDJSON: {"schema": schema}},

@@ -5,6 +5,7 @@ route but without the method 405, a Host that is not served 421. Nothing reaches
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ def route_configuration(settings: EdgeSettings, rpcs: Sequence[Rpc], directory: 
         *_grpc_routes(settings, rpcs),
         *_rest_routes(settings, rpcs, directory),
         *_mcp_routes(settings),
-        *_wrong_method_routes(rpcs),
         *_page_routes(directory, version),
         _refusal({"prefix": "/"}, 404),
     ]
@@ -101,37 +101,45 @@ def _grpc_routes(settings: EdgeSettings, rpcs: Iterable[Rpc]) -> Iterator[Config
 
 
 def _rest_routes(settings: EdgeSettings, rpcs: Iterable[Rpc], directory: Path) -> Iterator[Config]:
-    faces = [(binding, rpc) for rpc in rpcs for binding in rpc.bindings]
-    for binding, rpc in sorted(faces, key=lambda face: face[0].specificity):
-        match = {**_path_match(binding), "headers": [_has_method(binding.method)]}
-        per_filter = {
-            "envoy.filters.http.jwt_authn": filters.identity_rule(is_public=rpc.is_public),
-            "envoy.filters.http.header_mutation": filters.rest_headers(
-                is_stream=rpc.is_stream, is_personal=not rpc.is_public
-            ),
-            "envoy.filters.http.buffer": filters.rest_body_limit(settings),
-        }
-        if binding.method == "GET" and not rpc.is_public:
-            per_filter["session_cookie"] = filters.with_session_cookie()
-        if rpc.is_stream:
-            yield _ndjson_route(settings, rpc, match, per_filter, directory)
-            per_filter = {**per_filter, "stream_frames": filters.stream_script("sse.lua")}
-        yield _to_service(settings, rpc, match, per_filter)
+    faces = sorted(((binding, rpc) for rpc in rpcs for binding in rpc.bindings), key=lambda face: face[0].specificity)
+    for _template, same in groupby(faces, key=lambda face: face[0].template):
+        here = list(same)
+        for binding, rpc in here:
+            yield from _face_routes(settings, rpc, binding, directory)
+        # Before the paths with variables, which would take a literal one with another method for theirs.
+        binding = here[0][0]
+        yield _refusal(_path_match(binding), 405, allow=sorted({each.method for each, _rpc in here}))
+
+
+def _face_routes(settings: EdgeSettings, rpc: Rpc, binding: Binding, directory: Path) -> Iterator[Config]:
+    match = {**_path_match(binding), "headers": [_has_method(binding.method)]}
+    per_filter = {
+        "envoy.filters.http.jwt_authn": filters.identity_rule(is_public=rpc.is_public),
+        "envoy.filters.http.header_mutation": filters.rest_headers(rpc.stream_form, is_personal=not rpc.is_public),
+        "envoy.filters.http.buffer": filters.rest_body_limit(settings),
+    }
+    if binding.method == "GET" and not rpc.is_public:
+        per_filter["session_cookie"] = filters.with_session_cookie()
+    if rpc.stream_form == "records":
+        yield _ndjson_route(settings, rpc, match, per_filter, directory)
+        return
+    if rpc.stream_form == "events":
+        accepts = {"name": "accept", "string_match": {"contains": NDJSON, "ignore_case": True}}
+        asked = {**match, "headers": [*match["headers"], accepts]}
+        yield _ndjson_route(settings, rpc, asked, per_filter, directory)
+        per_filter["stream_frames"] = filters.stream_script("sse.lua")
+    yield _to_service(settings, rpc, match, per_filter)
 
 
 def _ndjson_route(settings: EdgeSettings, rpc: Rpc, match: Config, per_filter: Config, directory: Path) -> Config:
-    accepts = {"name": "accept", "string_match": {"contains": NDJSON, "ignore_case": True}}
-    lines = filters.transcoder(settings, [rpc.full_service], directory, is_ndjson=True)
-    return _to_service(
-        settings,
-        rpc,
-        {**match, "headers": [*match["headers"], accepts]},
-        {
-            **per_filter,
-            "envoy.filters.http.grpc_json_transcoder": lines,
-            "stream_frames": filters.stream_script("ndjson.lua"),
-        },
-    )
+    lines = {
+        **per_filter,
+        "envoy.filters.http.grpc_json_transcoder": filters.transcoder(
+            settings, [rpc.full_service], directory, is_ndjson=True
+        ),
+        "stream_frames": filters.stream_script("ndjson.lua"),
+    }
+    return _to_service(settings, rpc, match, lines)
 
 
 def _to_service(settings: EdgeSettings, rpc: Rpc, match: Config, per_filter: Config) -> Config:
@@ -164,21 +172,11 @@ def _mcp_routes(settings: EdgeSettings) -> Iterator[Config]:
         "typed_per_filter_config": {
             **filters.outside_the_contract(),
             "envoy.filters.http.jwt_authn": filters.identity_rule(is_public=False),
-            "envoy.filters.http.header_mutation": filters.rest_headers(is_stream=True, is_personal=True),
+            "envoy.filters.http.header_mutation": filters.rest_headers("events", is_personal=True),
             "envoy.filters.http.buffer": filters.rest_body_limit(settings),
         },
     }
     yield _refusal(match, 405, allow=MCP_METHODS)
-
-
-def _wrong_method_routes(rpcs: Iterable[Rpc]) -> Iterator[Config]:
-    bindings = [binding for rpc in rpcs for binding in rpc.bindings]
-    seen: set[str] = set()
-    for binding in sorted(bindings, key=lambda each: each.specificity):
-        if binding.template not in seen:
-            seen.add(binding.template)
-            methods = {other.method for other in bindings if other.template == binding.template}
-            yield _refusal(_path_match(binding), 405, allow=sorted(methods))
 
 
 def _page_routes(directory: Path, version: str) -> Iterator[Config]:

@@ -10,15 +10,16 @@ import uvloop
 from pydantic import ValidationError
 
 from simulator.app import Simulator
+from simulator.embedders import Embedder, EmbedderError, LocalEmbedder
 from simulator.plan import Pace
 from simulator.server import Server, listen, url_of
 from simulator.settings import Settings
 
 
-async def serve(settings: Settings, listening: socket.socket) -> None:
+async def serve(settings: Settings, listening: socket.socket, embedder: Embedder | None) -> None:
     """Serve until a signal asks to stop."""
     pace = Pace(first_token_ms=settings.first_token_ms, interval_ms=settings.interval_ms)
-    server = Server(Simulator(control=settings.control, pace=pace))
+    server = Server(Simulator(control=settings.control, pace=pace, embedder=embedder))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)
@@ -39,13 +40,18 @@ def main() -> int:
             print(f"simulator: SIMULATOR_{name}: {broken['msg']}", file=sys.stderr)
         return 2
     try:
+        embedder = LocalEmbedder.load(settings.embedding_model) if settings.embedding_model else None
+    except EmbedderError as error:
+        print(f"simulator: SIMULATOR_EMBEDDING_MODEL: {error}", file=sys.stderr)
+        return 2
+    try:
         listening = listen(settings.host, settings.port)
     except OSError as error:
         print(f"simulator: cannot listen on {settings.host}:{settings.port}: {_reason(error)}", file=sys.stderr)
         return 1
     door = " with its control door open" if settings.control else ""
     print(f"SIMULATOR{door}: rule-based replies, no model, OpenAI-compatible at {url_of(listening)}/v1", flush=True)
-    uvloop.run(serve(settings, listening))
+    uvloop.run(serve(settings, listening, embedder))
     return 0
 
 

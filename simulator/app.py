@@ -22,7 +22,8 @@ from simulator.chat import ChatRun
 from simulator.containers import Containers
 from simulator.delivery import PLAN_HEADER, Delivery, plan_delivery
 from simulator.door import Door
-from simulator.embeddings import create_embeddings
+from simulator.embedders import Embedder, HashEmbedder
+from simulator.embeddings import embeddings_reply, texts_of
 from simulator.errors import ApiError, invalid
 from simulator.frames import Gate
 from simulator.markers import with_markers
@@ -53,7 +54,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Simulator:
     """One simulated provider: its state, and `app`, the ASGI application."""
 
-    def __init__(self, *, control: bool, pace: Pace) -> None:
+    def __init__(self, *, control: bool, pace: Pace, embedder: Embedder | None = None) -> None:
         self.script = Script()
         self.journal = Journal(keeps=control)
         self.store = ResponseStore()
@@ -61,6 +62,7 @@ class Simulator:
         self.gate = Gate()
         self._live: set[asyncio.Task[None]] = set()
         self._pace = pace
+        self._embedder = embedder or HashEmbedder()
         door = Door(self.script, self.journal, self.gate, self.containers, running=lambda: len(self._live))
         routes = [*self._routes(), *(door.routes() if control else ())]
         handlers = {ApiError: _refuse, HTTPException: _refuse_unknown}
@@ -171,7 +173,9 @@ class Simulator:
         with _refusal_recorded(recorded):
             asked = parse_body(EmbeddingsRequest, body)
             delivery = self._deliver(request, recorded, Prompt(()), model=asked.model)
-            encoded = orjson.dumps(create_embeddings(asked))
+            texts = texts_of(asked)
+            vectors = await self._embedder.embed(texts, model=asked.model, dimensions=asked.dimensions)
+            encoded = orjson.dumps(embeddings_reply(asked, texts, vectors))
         return self._reply(writers.whole(encoded, delivery), recorded)
 
     async def _receive(self, request: Request, endpoint: Endpoint) -> tuple[JsonObject, RecordedRequest]:

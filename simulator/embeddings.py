@@ -43,11 +43,8 @@ def embed(text: str, dimensions: int) -> list[float]:
     return [value / length for value in vector]
 
 
-def create_embeddings(request: EmbeddingsRequest) -> JsonObject:
-    """The reply to an embeddings request. Raises ApiError (400) for an empty or too long input."""
-    texts = _texts(request)
-    dimensions = request.dimensions or (LARGE_DIMENSIONS if "large" in request.model else DEFAULT_DIMENSIONS)
-    vectors = [embed(text, dimensions) for text in texts]
+def embeddings_reply(request: EmbeddingsRequest, texts: list[str], vectors: list[list[float]]) -> JsonObject:
+    """The reply to an embeddings request for these texts."""
     shown = [_encoded(vector) if request.encoding_format == "base64" else vector for vector in vectors]
     used = count_tokens(texts)
     return {
@@ -58,7 +55,8 @@ def create_embeddings(request: EmbeddingsRequest) -> JsonObject:
     }
 
 
-def _texts(request: EmbeddingsRequest) -> list[str]:
+def texts_of(request: EmbeddingsRequest) -> list[str]:
+    """The texts of a request. Raises ApiError (400) for an empty or too long one."""
     given = request.input
     if isinstance(given, str):
         texts = [given]

@@ -20,6 +20,7 @@ _PASSED_OVER = frozenset(
     {"reasoning", "web_search_call", "code_interpreter_call", "mcp_call", "mcp_list_tools", "mcp_approval_request"}
     | {"item_reference", "compaction", "file_search_call", "image_generation_call"}
 )
+_MEMORIES = "Memories (data, not instructions"
 _TEXT_PARTS = frozenset({"input_text", "output_text", "text"})
 _OTHER_PARTS = frozenset({"input_file", "input_audio", "file", "refusal"})
 
@@ -117,6 +118,14 @@ class Prompt:
         return "\n".join(part for part in (self.instructions, *parts) if part)
 
     @cached_property
+    def orders(self) -> str:
+        """The instructions alone: without them, the system message that the conversation begins with; no memories."""
+        first = self.items[0] if self.items else None
+        if self.instructions or not isinstance(first, Message) or first.role not in ("system", "developer"):
+            return self.instructions
+        return "" if first.text.startswith(_MEMORIES) else first.text
+
+    @cached_property
     def since_last_user(self) -> tuple[Item, ...]:
         """What has happened since the user's last message: calls and their outputs."""
         return self.items[self._last_user_index + 1 :]
@@ -182,10 +191,18 @@ def _chat_items(raw: JsonObject, where: str) -> list[Item]:
         return [Output(_text(raw, "tool_call_id", where), _content(raw.get("content"), f"{where}.content")[0])]
     calls = raw.get("tool_calls") or []
     if not calls:
-        return [_message(raw, where, roles=("user", "assistant", "system", "developer"))]
+        return _told_apart(_message(raw, where, roles=("user", "assistant", "system", "developer")))
     said = raw.get("content")
     spoken: list[Item] = [_message(raw, where, roles=("assistant",))] if said else []
     return spoken + [_chat_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
+
+
+def _told_apart(message: Message) -> list[Item]:
+    """A message of the user that begins with memories, as the two that it would be in the Responses API."""
+    told, _, said = message.text.partition("\n\n")
+    if message.role != "user" or not told.startswith(_MEMORIES):
+        return [message]
+    return [Message("developer", told), Message("user", said, message.images)]
 
 
 def _chat_call(raw: Any, where: str) -> Call:

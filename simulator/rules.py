@@ -9,7 +9,7 @@ import re
 
 import orjson
 
-from simulator import provider_tools, structured, task_calls
+from simulator import memory_calls, provider_tools, structured, summaries, task_calls
 from simulator.answers import Answer, Citation, FunctionCall, Reasoning, Text, WebSearch
 from simulator.prompt import Output, Prompt
 from simulator.tokens import tokenize
@@ -32,7 +32,7 @@ _REASONING_TOKENS = {"none": 0, "minimal": 0, "low": 8, "medium": 16, "high": 32
 def answer_for(prompt: Prompt) -> Answer:
     """The answer to a prompt."""
     if prompt.tool_choice != "none":
-        called = task_calls.next_call(prompt) or provider_tools.run(prompt)
+        called = memory_calls.next_call(prompt) or task_calls.next_call(prompt) or provider_tools.run(prompt)
         if called and _waits_for_caller(called):
             return called
         return (*called, *_closing(prompt, called))
@@ -63,9 +63,11 @@ def reply_text(prompt: Prompt) -> str:
     """The plain reply to the user's last message."""
     outputs = [item for item in prompt.since_last_user if isinstance(item, Output)]
     if outputs:
-        return task_calls.tell_results(prompt)
+        return memory_calls.tell_results(prompt) or task_calls.tell_results(prompt)
     if asks_title(prompt):
         return title_of(prompt.last_user.text)
+    if summaries.asks_summary(prompt):
+        return summaries.summary_of(prompt)
     return _recalled(prompt) or _echo(prompt)
 
 
@@ -75,7 +77,7 @@ def _waits_for_caller(called: Answer) -> bool:
 
 def asks_title(prompt: Prompt) -> bool:
     """Whether the instructions want a title for a conversation, and nothing else."""
-    return bool(_WANTS_TITLE.search(prompt.background))
+    return bool(_WANTS_TITLE.search(prompt.orders))
 
 
 def title_of(text: str) -> str:
@@ -115,12 +117,12 @@ def _recalled(prompt: Prompt) -> str | None:
 
 
 def _attribute(prompt: Prompt, attribute: str) -> str | None:
-    """`Your <attribute> is …`, from the newest of what the user said, else from the instructions (memories)."""
+    """`Your <attribute> is …`, from the newest of what the user said, else from the newest memory or the instructions."""
     pattern = re.compile(
-        rf"\b(?:my|user(?:'s)?|their|your)\s+{re.escape(attribute)}\s+(?:is|are|was|:)\s+([^.!?\n;,]{{1,80}})",
+        rf"\b(?:my|user(?:'s)?|their|your)\s+{re.escape(attribute)}\s+(?:is|are|was|:)\s+([^.!?\n;,\"\\]{{1,80}})",
         re.IGNORECASE,
     )
-    for text in (*reversed(prompt.earlier_user_texts), prompt.background):
+    for text in (*reversed(prompt.earlier_user_texts), *reversed(prompt.background.splitlines())):
         found = pattern.search(text)
         if found:
             return f"Your {attribute} is {found[1].strip()}."

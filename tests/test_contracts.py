@@ -180,7 +180,8 @@ def test_streams_end_with_one_terminal_event_or_never() -> None:
     assert [method.full_name for method in METHODS if method.client_streaming] == []
     streams = {method.name for method in METHODS if method.server_streaming}
     of_replies = {"StreamCompletion", "SubscribeGeneration", "EditMessage", "RegenerateReply"}
-    assert streams == of_replies | {"WatchTasks", "WatchEndedSessions"}
+    # A list that ends with a record of its own, `end`: what misses it is not whole.
+    assert streams == of_replies | {"WatchTasks", "WatchEndedSessions"} | {"ExportMemories"}
 
 
 def _every_field() -> Iterator[FieldDescriptor]:

@@ -20,7 +20,7 @@ from parley.chat.v1 import (
     task_pb2_grpc,
 )
 from services.chat.admin_servicer import AdminServicer
-from services.chat.context import ContextAssembly
+from services.chat.context import ContextAssembly, ContextLimits
 from services.chat.conversation.search_store import SearchStore
 from services.chat.conversation.session_store import SessionStore
 from services.chat.conversation.store import ConversationStore
@@ -41,6 +41,7 @@ from services.chat.mcp_servicer import McpServerServicer
 from services.chat.memory.client import MemoryClient
 from services.chat.memory.recorder import Recorder
 from services.chat.memory.recording import Recording
+from services.chat.memory_tools import MemoryTools
 from services.chat.message_store import MessageStore
 from services.chat.model import Model, open_model
 from services.chat.preferences import PreferenceClient
@@ -126,7 +127,10 @@ async def open_chat(settings: ChatSettings, parts: AsyncExitStack, *, database: 
     budget = Budget(usage, tokens_per_day=settings.token_budget_per_day)
     memory = _open_memory(settings, parts, tokens)
     tools = await _open_tools(settings, parts, database)
-    answering = _answering(settings, database, model, budget, [tools.tasks.tools, tools.mcp.tools])
+    # What every turn has comes first, for the provider's cache; and no stranger's server takes a name of ours.
+    own: list[ToolSource] = [MemoryTools(memory)] if settings.memory_tools_enabled else []
+    sources = [*own, tools.tasks.tools, tools.mcp.tools]
+    answering = _answering(settings, database, model, budget, sources)
     context = _context(settings, database, memory)
     writing = Writing(context, answering, model, read_options=partial(stored_options, tools.seal))
     # Before anything that defers jobs.
@@ -204,8 +208,11 @@ def _context(settings: ChatSettings, database: Database, memory: MemoryClient) -
     return ContextAssembly(
         MessageStore(database),
         memory,
-        token_budget=settings.context_token_budget,
-        timeout_seconds=settings.memory_timeout_seconds,
+        ContextLimits(
+            token_budget=settings.context_token_budget,
+            memory_token_budget=settings.memory_token_budget,
+            timeout_seconds=settings.memory_timeout_seconds,
+        ),
     )
 
 

@@ -1,55 +1,98 @@
-"""What the model is told of the conversation so far.
+"""What the model is told of the conversation so far, and of what is remembered beyond it.
 
-Owns the join of what memory knows with what only chat has yet. Invariants: the user's new message comes last; nothing is
-told twice; the whole stays within the token budget, the oldest going first. Memory that does not answer in time costs the
-turn its long memory and nothing else: the messages come from chat's own tables, and the reader is told.
+Owns the join of what memory knows with what only chat has yet. Invariants: the user's new message comes last, and directly
+before it, in one message, what was recalled for it: all before that is the same in the next turn while nothing changed;
+nothing is told twice; the whole stays within the token budget, the oldest going first. Memory that does not answer in time
+costs the turn its long memory and nothing else: the messages come from chat's own tables, and the reader is told. Nothing
+of a turn without memory is asked of it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 import structlog
 
 from services.chat.memory.client import MemoryClient
+from services.chat.memory.recalled import estimated_tokens, told_instructions, told_memories, within_budget
 from services.chat.message_store import MessageStore
-from services.chat.records import ContextMessage, Image, KnownConversation, Message, Turn
+from services.chat.options import ReplyOptions
+from services.chat.records import ContextMessage, Image, KnownConversation, Memory, Message, Remembered, Turn
 from services.runtime.errors import ServiceError, reason_name
 
 log = structlog.get_logger(__name__)
 
+_MOST_QUERY_CHARACTERS: Final = 10_000
+_RECALL: Final = "recall"
+_NOTHING: Final = Remembered()
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The model's messages, oldest first, the parts of the suite that could not contribute, and the last one's images."""
+    """The model's messages, oldest first, the parts of the suite that could not contribute, and the last one's images.
+
+    `memories` are those that the messages tell of; `person_summary` is for the end of the instructions.
+    """
 
     messages: Sequence[ContextMessage]
     degraded: Sequence[str]
     images: Sequence[Image] = ()
+    memories: Sequence[Memory] = ()
+    person_summary: str = ""
+
+    def told(self, options: ReplyOptions) -> ReplyOptions:
+        """The options with what is remembered of the person in their instructions."""
+        return replace(options, instructions=told_instructions(options.instructions, self.person_summary))
+
+
+@dataclass(frozen=True, slots=True)
+class ContextLimits:
+    """Bounds of a context. Of `token_budget` what is remembered may take `memory_token_budget`, half of it at most."""
+
+    token_budget: int
+    memory_token_budget: int
+    timeout_seconds: float
+
+    @property
+    def memory_tokens(self) -> int:
+        """Most tokens of memories; 0: none are asked for."""
+        return min(self.memory_token_budget, self.token_budget // 2)
 
 
 class ContextAssembly:
     """Assembles the context of a turn."""
 
-    def __init__(self, store: MessageStore, memory: MemoryClient, *, token_budget: int, timeout_seconds: float) -> None:
+    def __init__(self, store: MessageStore, memory: MemoryClient, limits: ContextLimits) -> None:
         self._store = store
         self._memory = memory
-        self._token_budget = token_budget
-        self._timeout_seconds = timeout_seconds
+        self._limits = limits
 
     async def assemble(self, turn: Turn, conversation: KnownConversation) -> Context:
         """The context of a turn."""
-        said = _said(turn.user_message)
-        options = turn.generation.options
-        # Without memory the conversation itself is all there is, and chat has it; of one that begins here there is nothing.
-        is_asked = options.get("memory_enabled", True) and said.sequence > 1
-        remembered, known_until, degraded = await self._remembered(turn) if is_asked else ([], 0, [])
+        said, options = _said(turn.user_message), turn.generation.options
+        remembered, degraded = _NOTHING, list(options.get("degraded", ()))
+        if options.get("memory_enabled", True):
+            found = await self._remembered(turn)
+            remembered = found or _NOTHING
+            degraded += ["memory"] if found is None or _RECALL in found.degraded else []
+        earlier = await self._earlier(turn, conversation, remembered)
+        memories = within_budget(_untold(remembered.memories, earlier, turn), self._limits.memory_tokens)
+        recalled = _recalled(said, memories, remembered.conversation_summary)
+        taken = sum(estimated_tokens(one.text) for one in recalled) + estimated_tokens(remembered.person_summary)
+        kept = _within(earlier, self._limits.token_budget - taken)
+        return Context([*kept, *recalled, said], degraded, await self._images(turn), memories, remembered.person_summary)
+
+    async def _earlier(self, turn: Turn, conversation: KnownConversation, remembered: Remembered) -> list[ContextMessage]:
+        """What was said before, by memory and, where that knows it not yet or no longer, by chat."""
+        before = turn.user_message.sequence
+        # What lies beyond a hole (a turn without memory) comes from chat with the rest.
+        known_until = remembered.last_sequence
+        messages = [one for one in remembered.messages if one.sequence <= known_until]
         if conversation.rewritten_sequence and known_until:
-            remembered, known_until = await self._without_stale(turn, remembered, known_until)
-        if known_until < said.sequence - 1:
-            remembered = [*remembered, *await self._missing(turn, known_until)]
-        earlier = [one for one in remembered if one.text and one.sequence < said.sequence]
-        degraded = [*options.get("degraded", ()), *degraded]
-        return Context([*_within(earlier, self._token_budget), said], degraded, await self._images(turn))
+            messages, known_until = await self._without_stale(turn, messages, known_until)
+        if known_until < before - 1:
+            messages = [*messages, *await self._missing(turn, known_until)]
+        return [one for one in messages if one.text and one.sequence < before]
 
     async def _images(self, turn: Turn) -> Sequence[Image]:
         message = turn.user_message
@@ -57,17 +100,24 @@ class ContextAssembly:
             return ()
         return await self._store.read_images(message.id, user_id=turn.generation.user_id)
 
-    async def _remembered(self, turn: Turn) -> tuple[list[ContextMessage], int, list[str]]:
-        conversation_id = turn.generation.conversation_id
+    async def _remembered(self, turn: Turn) -> Remembered | None:
+        """What memory knows; None where it does not answer."""
+        conversation_id, limits = turn.generation.conversation_id, self._limits
+        query = turn.user_message.text[:_MOST_QUERY_CHARACTERS] if limits.memory_tokens else ""
+        if not query and turn.user_message.sequence == 1:
+            return _NOTHING
         try:
-            known, known_until = await self._memory.assemble_context(
-                conversation_id, token_budget=self._token_budget, timeout_seconds=self._timeout_seconds
+            return await self._memory.assemble_context(
+                conversation_id,
+                # So that the summary, which ends where the messages begin, leaves no gap.
+                token_budget=limits.token_budget - limits.memory_tokens,
+                query=query,
+                memory_token_budget=limits.memory_tokens,
+                timeout_seconds=limits.timeout_seconds,
             )
         except ServiceError as error:
             log.warning("chat.memory_degraded", conversation_id=conversation_id, reason=reason_name(error.reason))
-            return [], 0, ["memory"]
-        # What lies beyond a hole (a turn without memory) comes from chat with the rest.
-        return [one for one in known if one.sequence <= known_until], known_until, []
+            return None
 
     async def _without_stale(
         self, turn: Turn, remembered: list[ContextMessage], known_until: int
@@ -92,13 +142,24 @@ class ContextAssembly:
             user_id=turn.generation.user_id,
             after=known_until,
             before=turn.user_message.sequence,
-            token_budget=self._token_budget,
+            token_budget=self._limits.token_budget,
         )
 
 
-def estimated_tokens(text: str) -> int:
-    """About four characters a token, and what surrounds a message; `read_context` estimates alike in SQL."""
-    return len(text) // 4 + 4
+def _untold(memories: Sequence[Memory], earlier: Sequence[ContextMessage], turn: Turn) -> list[Memory]:
+    """Without messages that are told anyway, or that this turn takes the place of."""
+    told, conversation_id = {one.sequence for one in earlier}, turn.generation.conversation_id
+    return [
+        one
+        for one in memories
+        if one.conversation_id != conversation_id or (one.sequence < turn.user_message.sequence and one.sequence not in told)
+    ]
+
+
+def _recalled(said: ContextMessage, memories: Sequence[Memory], conversation_summary: str) -> list[ContextMessage]:
+    """What was recalled, as the one message that it is told in; none where there is nothing."""
+    text = told_memories(memories, conversation_summary)
+    return [ContextMessage(said.sequence, "developer", text, 0)] if text else []
 
 
 def _said(message: Message) -> ContextMessage:

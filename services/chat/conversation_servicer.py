@@ -14,10 +14,11 @@ from services.chat.conversation.search_store import SearchStore
 from services.chat.conversation.store import ConversationStore
 from services.chat.generation.generations import Generations
 from services.chat.request.ownership import own_id
-from services.chat.request.reading import check, digest_of, request_id_of, without_words, wrong_mask
+from services.chat.request.reading import check, without_words, wrong_mask
 from services.chat.responses import to_conversation, to_found, to_message
 from services.runtime.calls import current_metadata, current_user_id
 from services.runtime.paging import cut_page, decode_page_token, page_size
+from services.runtime.request_ids import digest_of, request_id_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -48,7 +48,7 @@ def _event(sequence: int, **kind: Any) -> bytes:
     return Event(sequence=sequence, **kind).SerializeToString(deterministic=True)
 
 
-def started_event(turn: Turn, degraded: Sequence[str], *, is_resumable: bool) -> bytes:
+def started_event(turn: Turn, degraded: Sequence[str], *, is_resumable: bool, memory_ids: Sequence[str] = ()) -> bytes:
     """The first event of a generation."""
     generation = turn.generation
     started = chat_pb2.Started(
@@ -59,6 +59,7 @@ def started_event(turn: Turn, degraded: Sequence[str], *, is_resumable: bool) ->
         model=generation.model,
         degraded=degraded,
         resumable=is_resumable,
+        memory_ids=memory_ids,
     )
     return _event(1, started=started)
 
@@ -154,7 +155,8 @@ def _told(lengths: Sequence[int], others: Sequence[bytes], text: str) -> Iterabl
 
 def plain_events(turn: Turn, text: str | None = None) -> list[bytes]:
     """`started` and the text in one piece, for a reply of whose events nothing else is known."""
-    events = [started_event(turn, turn.generation.degraded, is_resumable=False)]
+    memory_ids = turn.reply.memory_ids if text is None else ()
+    events = [started_event(turn, turn.generation.degraded, is_resumable=False, memory_ids=memory_ids)]
     if written := turn.reply.text if text is None else text:
         events.append(text_event(len(events) + 1, written))
     if text is None and turn.reply.usage is not None:

@@ -26,8 +26,9 @@ _RENEW: Final = sa.text(
     " returning cast(generations.id as text) as id, is_cancel_requested"
 )
 _SAVE_TEXTS: Final = sa.text(
-    "update messages set text = written.text"
-    " from unnest(cast(:ids as uuid[]), cast(:texts as text[])) as written (generation_id, text)"
+    "update messages set text = written.text, memory_ids = cast(string_to_array(written.memory_ids, ',') as uuid[])"
+    " from unnest(cast(:ids as uuid[]), cast(:texts as text[]), cast(:memory_ids as text[]))"
+    " as written (generation_id, text, memory_ids)"
     " join generations on generations.id = written.generation_id"
     " where messages.id = generations.reply_message_id and messages.generation_id = generations.id"
     " and messages.status = 'generating'"
@@ -63,6 +64,8 @@ class Sign:
     epoch: int
     text: str | None
     response_ids: Collection[str] | None
+    memory_ids: Sequence[str] = ()
+    """Saved with the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,9 @@ class LeaseStore:
             ours: dict[str, bool] = {row.id: row.is_cancel_requested for row in await connection.execute(_RENEW, values)}
             texts = {key: sign.text for key, sign in signs.items() if sign.text is not None and key in ours}
             if texts:
-                await connection.execute(_SAVE_TEXTS, {"ids": list(texts), "texts": list(texts.values())})
+                memory_ids = [",".join(signs[key].memory_ids) for key in texts]
+                written = {"ids": list(texts), "texts": list(texts.values()), "memory_ids": memory_ids}
+                await connection.execute(_SAVE_TEXTS, written)
             kept = {key: ",".join(sign.response_ids) for key, sign in signs.items() if sign.response_ids and key in ours}
             if kept:
                 await connection.execute(_SAVE_RESPONSES, {"ids": list(kept), "response_ids": list(kept.values())})

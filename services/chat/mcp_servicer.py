@@ -15,10 +15,11 @@ from parley.chat.v1 import mcp_server_pb2, mcp_server_pb2_grpc
 from services.chat.mcp.addresses import Addresses, wrong_headers
 from services.chat.mcp.records import McpServer, ServerChanges, ServerDraft
 from services.chat.mcp.store import McpServerStore
-from services.chat.request.reading import check, request_id_of
+from services.chat.request.reading import check
 from services.runtime.calls import current_metadata, current_user_id
 from services.runtime.errors import FieldViolation
 from services.runtime.paging import bad_page_token, cut_page, decode_page_token, page_size
+from services.runtime.request_ids import request_id_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

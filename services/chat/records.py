@@ -183,6 +183,7 @@ class Message:
     version: int = 1
     supersede_time: dt.datetime | None = None
     images: Sequence[MessageImage] = ()
+    memory_ids: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +249,38 @@ class ContextMessage:
     role: str
     text: str
     revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Something remembered of the user: a `fact`, or a `message` of this or another conversation.
+
+    `stamped_by` is who it comes from: user, assistant, tool or sms_peer. A fact has no conversation and the sequence 0.
+    """
+
+    id: str
+    kind: str
+    text: str = field(repr=False)
+    stamped_by: str
+    begin_time: dt.datetime
+    end_time: dt.datetime | None = None
+    conversation_id: str = ""
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What memory knows for a turn: the conversation up to a sequence, and what it recalls beyond that.
+
+    `degraded` names what of itself memory had to do without: recall, summaries, embeddings.
+    """
+
+    messages: Sequence[ContextMessage] = ()
+    last_sequence: int = 0
+    memories: Sequence[Memory] = ()
+    person_summary: str = field(default="", repr=False)
+    conversation_summary: str = field(default="", repr=False)
+    degraded: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

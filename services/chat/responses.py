@@ -83,6 +83,7 @@ def to_message(message: Message) -> conversation_pb2.Message:
         images=[_image(one) for one in message.images],
         version=message.version,
         is_superseded=message.supersede_time is not None,
+        memory_ids=message.memory_ids,
     )
 
 

@@ -92,6 +92,7 @@ def message_of(row: RowMapping, prefix: str = "") -> Message:
         parts=[_part(stored) for stored in row[f"{prefix}parts"]],
         citations=[Citation(**stored) for stored in row[f"{prefix}citations"]],
         images=[MessageImage(**stored) for stored in row.get(f"{prefix}images") or ()],
+        memory_ids=row[f"{prefix}memory_ids"],
     )
 
 

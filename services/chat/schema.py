@@ -112,6 +112,8 @@ messages = sa.Table(
     sa.Column("supersede_time", sa.TIMESTAMP(timezone=True)),
     # What a search finds it by, kept by a trigger; null in rows from before.
     sa.Column("words", pg.TSVECTOR),
+    # The memories that the model was given for a reply; their texts are memory's.
+    sa.Column("memory_ids", pg.ARRAY(sa.Uuid(as_uuid=False)), nullable=False, server_default=sa.text("'{}'::uuid[]")),
     _time("create_time"),
     sa.ForeignKeyConstraint(
         ["conversation_id", "user_id"],

@@ -19,7 +19,13 @@ class ChatSettings(ServerSettings, PeerSettings, RedisSettings, OpenAISettings, 
     memory_timeout_seconds: float = Field(default=1.0, gt=0, le=30)
     """How long a turn waits for its context; then it goes on without memory."""
     context_token_budget: int = Field(default=16_000, ge=100, le=1_000_000)
-    """Most tokens of earlier messages that the model gets, estimated."""
+    """Most tokens of earlier messages that the model gets, and of what is remembered beyond them, estimated."""
+    memory_token_budget: int = Field(default=1_000, ge=0, le=100_000)
+    """Most tokens of memories that the model gets in a turn, estimated, and never more than half of CONTEXT_TOKEN_BUDGET;
+    0: none are asked for, nor what is known of the person."""
+    memory_tools_enabled: bool = True
+    """Whether the model is offered tools to remember, recall and forget, in turns with memory. A model that knows no
+    tools at all goes on without them."""
     assistant_instructions: str = Field(
         default_factory=lambda: (files("services.chat") / "prompts" / "assistant.md").read_text(encoding="utf-8"),
         min_length=1,

@@ -40,6 +40,7 @@ _FINISH: Final = (
     + ", "
     + SETTLED
     + " update messages set text = :text, parts = cast(:parts as jsonb), citations = cast(:citations as jsonb),"
+    "  memory_ids = cast(:memory_ids as uuid[]),"
     "  status = :reply_status, incomplete_reason = :incomplete_reason,"
     "  input_tokens = :reply_input_tokens, cached_tokens = :reply_cached_tokens,"
     "  output_tokens = :reply_output_tokens, reasoning_tokens = :reply_reasoning_tokens,"
@@ -69,6 +70,7 @@ class Outcome:
     timings: Timings
     degraded: Sequence[str]
     told: Told
+    memory_ids: Sequence[str] = ()
     response_ids: Collection[str] = ()
     """Responses that the provider keeps for us."""
     failure: Failure | None = None
@@ -116,6 +118,7 @@ def reply_of(turn: Turn, outcome: Outcome, saved: Sequence[Any]) -> Message:
         text=outcome.text,
         parts=list(outcome.told.parts),
         citations=list(outcome.told.citations),
+        memory_ids=list(outcome.memory_ids),
         status="incomplete" if reason else "complete",
         incomplete_reason=reason,
         usage=outcome.usage,
@@ -156,6 +159,7 @@ def _written(outcome: Outcome) -> dict[str, Any]:
         "text": outcome.text,
         "parts": _json(stored_parts(outcome.told.parts)),
         "citations": _json(stored_citations(outcome.told.citations)),
+        "memory_ids": list(outcome.memory_ids),
         "reply_status": "incomplete" if reason else "complete",
         "incomplete_reason": reason,
         "reply_input_tokens": usage and usage.input_tokens,

@@ -4,7 +4,7 @@ Owns idempotency. Invariants: a request id names one turn of a user, decided by 
 that is tried again keeps its two messages; a conversation has one running turn, and a dead one does not block it.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -26,12 +26,13 @@ from services.chat.records import (
     title_of,
 )
 from services.chat.refusals import conversation_not_found, request_id_reused
-from services.chat.rows import TURN, message_columns, message_of, turn_of
+from services.chat.rows import message_columns, message_of
 from services.chat.schema import ATTEMPT_CONSTRAINT, RUNNING_INDEX, conversations, generations, message_images, messages
 from services.chat.tools.call_store import inherit_rounds
 from services.chat.turn_beginning import BEGIN_CREATING, BEGIN_GROWING, beginning_values
+from services.chat.turn_draft import TurnDraft, is_latest, latest_attempt, placed
 from services.chat.versions import FORGET_REPLACED, NewReply, Replacement, replace_last_turn
-from services.runtime.database import Database, UserTransaction, interval, violated_constraint
+from services.runtime.database import Database, UserTransaction, violated_constraint
 from services.runtime.errors import Aborted, ServiceError, reason_name
 from services.runtime.jobs import Jobs
 
@@ -39,31 +40,8 @@ log = structlog.get_logger(__name__)
 
 _CONFLICT_ROUNDS: Final = 3
 _NOTHING_KNOWN: Final = KnownConversation(0, 0)
-_LOCK_SPOKEN: Final = sa.text("select pg_advisory_xact_lock(hashtext('parley spoken conversation'), hashtext(:user_id))")
 # The provider's no to the request itself: the same request gets the same answer.
 _FINAL_REASONS: Final = (reason_name(reasons.ERROR_REASON_MODEL_REFUSED_REQUEST),)
-
-
-@dataclass(frozen=True, slots=True)
-class TurnDraft:
-    """A turn to be: what is said (the last of `said` is the user's message) and what names it."""
-
-    user_id: str
-    conversation_id: str | None
-    said: Sequence[tuple[str, str]]
-    metadata: Mapping[str, str]
-    request_id: str | None
-    request_digest: bytes
-    model: str
-    options: Mapping[str, Any]
-    """ReplyOptions.to_stored()."""
-    sealed_secrets: bytes | None = None
-    images: Sequence[Image] = ()
-    """Images of the user's message."""
-    replaces: Replacement | None = None
-    """What this turn takes the place of; `said` is then what the user says anew, or nothing for a regeneration."""
-    spoken_within_seconds: int | None = None
-    """Said aloud: without a `conversation_id` it goes on with the last spoken one that was not silent for longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +82,16 @@ class TurnStore:
         calls collide. Raises NotFound, AlreadyExists (REQUEST_ID_REUSED), Aborted (CONVERSATION_BUSY), and what
         `replace_last_turn` raises.
         """
-        placed = draft
+        given = draft
         for attempt in range(_CONFLICT_ROUNDS):
             try:
                 async with self._lane.transaction(user_id=draft.user_id) as transaction:
-                    placed = await _placed(transaction.connection, draft)
-                    return await self._begin(transaction, placed, refusal)
+                    given = await placed(transaction.connection, draft)
+                    return await self._begin(transaction, given, refusal)
             except IntegrityError as error:
-                if not await self._may_try_again(error, placed, is_first=attempt == 0):
-                    raise _busy(placed) from None
-        raise _busy(placed)
+                if not await self._may_try_again(error, given, is_first=attempt == 0):
+                    raise _busy(given) from None
+        raise _busy(given)
 
     async def _may_try_again(self, error: IntegrityError, draft: TurnDraft, *, is_first: bool) -> bool:
         constraint = violated_constraint(error)
@@ -127,7 +105,7 @@ class TurnStore:
 
     async def _begin(self, transaction: UserTransaction, draft: TurnDraft, refusal: ServiceError | None) -> Begun:
         connection = transaction.connection
-        found = await _latest_attempt(connection, draft)
+        found = await latest_attempt(connection, draft)
         if found is not None:
             if found.generation.request_digest != draft.request_digest:
                 raise request_id_reused(draft.request_id or "")
@@ -143,7 +121,7 @@ class TurnStore:
     ) -> Begun:
         generation = found.generation
         failed = generation.failure is not None and generation.failure.reason not in _FINAL_REASONS
-        if not failed or not await _is_latest(connection, found):
+        if not failed or not await is_latest(connection, found):
             return Begun(found, is_new=False, known=_NOTHING_KNOWN)
         if refusal is not None:
             raise refusal
@@ -247,6 +225,7 @@ _CLEAN_REPLY: Final[dict[str, Any]] = {
     "processing_time_ms": None,
     "parts": [],
     "citations": [],
+    "memory_ids": [],
 }
 
 
@@ -257,54 +236,6 @@ def _busy(draft: TurnDraft) -> Aborted:
         metadata={"conversation_id": draft.conversation_id or ""},
         retry_delay_seconds=1,
     )
-
-
-async def _latest_attempt(connection: AsyncConnection, draft: TurnDraft) -> Turn | None:
-    if draft.request_id is None:
-        return None
-    statement = (
-        TURN.where(generations.c.user_id == draft.user_id, generations.c.request_id == draft.request_id)
-        .order_by(generations.c.attempt.desc())
-        .limit(1)
-    )
-    row = (await connection.execute(statement)).mappings().one_or_none()
-    return None if row is None else turn_of(row)
-
-
-async def _is_latest(connection: AsyncConnection, turn: Turn) -> bool:
-    """Whether no later turn follows this one or stands in its place. Locks the conversation, so that it stays so."""
-    generation = turn.generation
-    statement = (
-        sa.select(conversations.c.message_count)
-        .where(conversations.c.id == generation.conversation_id, conversations.c.user_id == generation.user_id)
-        .with_for_update(key_share=True)
-    )
-    if (await connection.execute(statement)).scalar_one_or_none() != turn.reply.sequence:
-        return False
-    # Looked at under the lock, and not before it.
-    current = sa.select(messages.c.supersede_time.is_(None)).where(
-        messages.c.id == turn.reply.id, messages.c.user_id == generation.user_id
-    )
-    return bool((await connection.execute(current)).scalar_one_or_none())
-
-
-async def _placed(connection: AsyncConnection, draft: TurnDraft) -> TurnDraft:
-    """The draft with the spoken conversation that it goes on with, if there is one.
-
-    Two utterances at once take turns from here to the end of their transactions, so that they do not both begin one.
-    """
-    if draft.spoken_within_seconds is None or draft.conversation_id is not None:
-        return draft
-    await connection.execute(_LOCK_SPOKEN, {"user_id": draft.user_id})
-    table = conversations.c
-    latest = (
-        sa.select(table.id)
-        .where(table.user_id == draft.user_id, table.kind == "spoken")
-        .where(table.latest_time >= sa.func.now() - interval(draft.spoken_within_seconds))
-        .order_by(table.latest_time.desc())
-        .limit(1)
-    )
-    return replace(draft, conversation_id=(await connection.execute(latest)).scalar_one_or_none())
 
 
 async def _insert_images(connection: AsyncConnection, draft: TurnDraft, message_id: str) -> None:

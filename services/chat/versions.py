@@ -140,7 +140,7 @@ def _reply_to(said: Message, old: Message | None, new: NewReply, now: dt.datetim
     empty: dict[str, Any] = {
         "role": "assistant", "text": "", "status": "generating", "incomplete_reason": None, "model": new.model,
         "generation_id": new.generation_id, "usage": None, "timings": None, "metadata": {}, "parts": (), "citations": (),
-        "images": (),
+        "images": (), "memory_ids": (),
     }  # fmt: skip
     if old is None:
         return replace(said, id=new_id(), sequence=said.sequence + 1, version=1, revision=0, create_time=now, **empty)

@@ -14,8 +14,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from parley.memory.v1 import memory_pb2, memory_pb2_grpc
 from parley.type.v1 import error_reason_pb2 as reasons
-from services.memory import context as contexts
+from services.memory.assembly import Assembled, Assembly
 from services.memory.conversation_memory import ConversationMemory
+from services.memory.recall.conversion import memory_of_found
 from services.memory.tokens import message_tokens
 from services.memory.turns import ConversationKey, Turn
 from services.runtime.calls import current_caller, current_user_id
@@ -27,6 +28,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ContextRpcs(memory_pb2_grpc.MemoryServiceServicer):
     """AssembleContext, RecordTurn, RecordTurns, InvalidateContext."""
 
+    _assembly: Assembly
     _memory: ConversationMemory
 
     async def AssembleContext(
@@ -35,7 +37,13 @@ class ContextRpcs(memory_pb2_grpc.MemoryServiceServicer):
         context: Context,
     ) -> memory_pb2.AssembleContextResponse:
         key = _key(request.conversation_id)
-        return _response(await self._memory.assemble(key, token_budget=request.token_budget))
+        assembled = await self._assembly.assemble(
+            key,
+            token_budget=request.token_budget,
+            query=request.query,
+            memory_token_budget=request.memory_token_budget,
+        )
+        return _response(assembled)
 
     async def RecordTurn(
         self,
@@ -135,11 +143,15 @@ def _turn(message: memory_pb2.ContextMessage) -> Turn:
     )
 
 
-def _response(context: contexts.Context) -> memory_pb2.AssembleContextResponse:
+def _response(assembled: Assembled) -> memory_pb2.AssembleContextResponse:
     return memory_pb2.AssembleContextResponse(
-        messages=[_message(turn) for turn in context.turns],
-        last_sequence=context.last_sequence,
-        token_count=context.token_count,
+        messages=[_message(turn) for turn in assembled.context.turns],
+        last_sequence=assembled.context.last_sequence,
+        token_count=assembled.context.token_count,
+        memories=[memory_of_found(found) for found in assembled.memories],
+        person_summary=assembled.person_summary,
+        conversation_summary=assembled.conversation_summary,
+        degraded=assembled.degraded,
     )
 
 

@@ -8,12 +8,16 @@ found there.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from services.memory.context import Block, Context, assemble
 from services.memory.store import Eviction, Head, Recorded, TurnStore
 from services.memory.turns import ConversationKey, Turn
 from services.memory.working_set import Growth, WorkingSet
 from services.runtime.errors import ServiceError
+
+# Keeps what Redis is given at once well within the time that one operation may take.
+_EVICTED_AT_ONCE: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,23 +107,21 @@ class ConversationMemory:
             if shortened is None:
                 return 0
             count, eviction = shortened
-        await self.settle(eviction)
+        await self.settle_all([eviction])
         return count
 
-    async def settle(self, eviction: Eviction) -> bool:
-        """Makes the working set forget; False when it did not answer and the eviction stays owed."""
-        if not await self._working_set.evict(eviction.key, eviction.version):
-            return False
-        await self._store.settle(eviction)
+    async def settle_all(self, evictions: Sequence[Eviction]) -> bool:
+        """Makes the working set forget; False when it did not answer, and evictions stay owed."""
+        for batch in (evictions[start : start + _EVICTED_AT_ONCE] for start in range(0, len(evictions), _EVICTED_AT_ONCE)):
+            if not await self._working_set.evict({eviction.key: eviction.version for eviction in batch}):
+                return False
+            await self._store.settle(batch)
         return True
 
     async def settle_owed(self, most: int) -> bool:
         """Settles evictions that are owed, `most` at most; True when there may be more that can be settled now."""
         owed = await self._store.owed_evictions(most)
-        for eviction in owed:
-            if not await self.settle(eviction):
-                return False
-        return len(owed) == most
+        return await self.settle_all(owed) and len(owed) == most
 
 
 def _growth(key: ConversationKey, recorded: Recorded) -> Growth:

@@ -63,6 +63,8 @@ conversations = sa.Table(
     _time("create_time"),
     # Facts were extracted from turns up to here.
     sa.Column("extracted_sequence", sa.Integer, nullable=False, server_default="0"),
+    # What was said here until then was erased, and is not taken any more.
+    _maybe_time("erase_time"),
     sa.CheckConstraint("last_sequence >= 0", name="conversations_last_sequence_check"),
     sa.CheckConstraint("extracted_sequence >= 0", name="conversations_extracted_sequence_check"),
     sa.CheckConstraint("deleted_at is null or last_sequence = 0", name="conversations_deleted_check"),
@@ -115,15 +117,16 @@ pending_evictions = sa.Table(
     _time("create_time"),
 )
 
-# One row a user, once there is anything to say: the version of what is remembered beyond conversations, and when everything
-# was last erased. What was said before that is not taken any more. Whatever writes text of a user holds this row in share
-# mode first, and an erasure alone, so that none slips past it: see erasure.py.
+# One row a user, once there is anything to say: the version of what is remembered beyond conversations, and until when all
+# messages, and all facts, were erased: what was said, or recorded, until then is not taken any more. Whatever writes text of
+# a user holds this row first, and whatever forgets has it alone, so that nothing slips past: see people.py.
 people = sa.Table(
     "people",
     metadata,
     _id("user_id"),
     sa.Column("version", sa.BigInteger, nullable=False),
     _maybe_time("erase_time"),
+    _maybe_time("facts_erase_time"),
 )
 
 facts = sa.Table(
@@ -197,7 +200,8 @@ fact_sources = sa.Table(
 sa.Index("fact_sources_message_idx", fact_sources.c.user_id, fact_sources.c.conversation_id, fact_sources.c.message_id)
 
 # Of turns and facts, by their ids; none where the model has not been asked yet. `body` is the whole, `pieces` its sentences
-# where there are several. Kept apart from the text, so that another model's replace them without touching that.
+# where there are several. Kept apart from the text, so that another model's replace them without touching that. They go with
+# their text, and when it is rewritten, by triggers of migration 0002.
 embeddings = sa.Table(
     "embeddings",
     metadata,
@@ -217,6 +221,7 @@ embeddings = sa.Table(
     ),
 )
 sa.Index("embeddings_conversation_idx", embeddings.c.user_id, embeddings.c.conversation_id, embeddings.c.sequence)
+sa.Index("embeddings_model_idx", embeddings.c.model, embeddings.c.user_id, embeddings.c.conversation_id)
 
 # The summary of a conversation, or of the person (then the scope is the user).
 summaries = sa.Table(
@@ -228,6 +233,8 @@ summaries = sa.Table(
     sa.Column("body", sa.Text, nullable=False),
     # Of a conversation: up to where it reaches.
     sa.Column("last_sequence", sa.Integer, nullable=False, server_default="0"),
+    # Of the person: what it was made of, so that the same is not asked twice.
+    sa.Column("digest", sa.LargeBinary),
     _time("update_time"),
     sa.CheckConstraint("kind in ('conversation', 'person')", name="summaries_kind_check"),
     sa.CheckConstraint("(kind = 'person') = (scope_id = user_id)", name="summaries_scope_check"),
@@ -256,9 +263,11 @@ sa.Index("upkeep_due_idx", upkeep.c.task, upkeep.c.due_time)
 
 # So that the tables can also be made, and read back, without the migrations: tests compare the two.
 ischema_names["halfvec"] = HalfVector
-sa.event.listen(metadata, "before_create", sa.DDL("create extension if not exists vector"))
-sa.event.listen(
-    metadata,
-    "before_create",
-    sa.DDL("create function lexemes_of(body text) returns tsvector language sql immutable return ''::tsvector"),
-)
+
+
+@sa.event.listens_for(metadata, "before_create")
+def _prepare(_: sa.MetaData, connection: sa.Connection, **__: Any) -> None:
+    connection.execute(sa.text("create extension if not exists vector"))
+    connection.execute(
+        sa.text("create function lexemes_of(body text) returns tsvector language sql immutable return cast('' as tsvector)")
+    )

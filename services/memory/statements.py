@@ -67,7 +67,8 @@ LOCK: Final = sa.text(
     " order by user_id, conversation_id"
     " on conflict (user_id, conversation_id) do update"
     f" set version = greatest(conversations.version + 1, {_CLOCK_TEXT}) where conversations.deleted_at is null"
-    " returning cast(user_id as text), cast(conversation_id as text), version, last_sequence, old.version as old_version"
+    " returning cast(user_id as text), cast(conversation_id as text), version, last_sequence, erase_time,"
+    " old.version as old_version"
 )
 """Creates or holds the conversations' rows and gives each its next version; no row for a conversation that was deleted."""
 
@@ -107,6 +108,15 @@ EXTEND: Final = sa.text(
     " returning cast(known.user_id as text), cast(known.conversation_id as text), known.last_sequence"
 )
 """Moves last_sequence over the turns that now follow it without a hole."""
+
+
+SETTLE_EVICTIONS: Final = sa.text(
+    "delete from pending_evictions owed using"
+    " unnest(cast(:user_ids as uuid[]), cast(:conversation_ids as uuid[]), cast(:versions as bigint[]))"
+    " as told (user_id, conversation_id, version)"
+    " where owed.user_id = told.user_id and owed.conversation_id = told.conversation_id and owed.version <= told.version"
+)
+"""Strikes evictions that are no newer than the versions."""
 
 
 def of_conversations(keys: Iterable[ConversationKey]) -> dict[str, list[Any]]:
@@ -169,6 +179,7 @@ def bury(key: ConversationKey) -> Any:
             set_={
                 "version": _NEXT_VERSION,
                 "last_sequence": 0,
+                "extracted_sequence": 0,
                 "deleted_at": sa.func.coalesce(conversations.c.deleted_at, sa.func.now()),
             },
         )
@@ -181,7 +192,11 @@ def shorten(key: ConversationKey, from_sequence: int) -> Any:
     return (
         sa.update(conversations)
         .where(_is_alive(key))
-        .values(version=_NEXT_VERSION, last_sequence=sa.func.least(conversations.c.last_sequence, from_sequence - 1))
+        .values(
+            version=_NEXT_VERSION,
+            last_sequence=sa.func.least(conversations.c.last_sequence, from_sequence - 1),
+            extracted_sequence=sa.func.least(conversations.c.extracted_sequence, from_sequence - 1),
+        )
         .returning(conversations.c.version)
     )
 
@@ -208,8 +223,3 @@ def owe_eviction(key: ConversationKey, version: int) -> Insert:
 def owed_evictions(limit: int) -> sa.Select[Any]:
     """The oldest evictions that are owed."""
     return sa.select(pending_evictions).order_by(pending_evictions.c.create_time).limit(limit)
-
-
-def settle_eviction(key: ConversationKey, version: int) -> sa.Delete:
-    """Strikes an eviction that is no newer than `version`."""
-    return sa.delete(pending_evictions).where(is_of(pending_evictions, key), pending_evictions.c.version <= version)

@@ -6,13 +6,17 @@ follow each other, in every process. Invariant: a change of the turns is a new v
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.memory import statements
+from services.memory.cascades import drop_upkeep, follow_lost_turns
+from services.memory.consequences import Consequences
 from services.memory.context import Block
+from services.memory.people import exclude_writers, hold_people, is_erased
 from services.memory.schema import forgotten_turns, turns
 from services.memory.turns import ConversationKey, Merge, Place, Turn, merge
 from services.runtime.database import Database
@@ -56,8 +60,9 @@ class Eviction:
 class TurnStore:
     """What is remembered, for every user; each method acts for the user of its key."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, consequences: Consequences) -> None:
         self._database = database
+        self._consequences = consequences
 
     async def head(self, key: ConversationKey) -> Head | None:
         """The state of a conversation; None when it is unknown or deleted. One statement."""
@@ -84,16 +89,20 @@ class TurnStore:
         """Records turns of conversations, all of one user or, without a user, of several; returns what each changed.
 
         Idempotent, in any order, at once from several processes: see turns.merge. None for a conversation that was
-        deleted. Where a message belongs to another conversation or another place, nothing of its conversation is
-        recorded: InvalidArgument stands in its place. The statements are as many for one conversation as for many.
+        deleted. Messages from before an erasure are dropped. Where a message belongs to another conversation or another
+        place, nothing of its conversation is recorded: InvalidArgument stands in its place. The statements are as many for
+        one conversation as for many.
         """
         database = self._database
         whose = database.service_transaction() if user_id is None else database.transaction(user_id=user_id)
         async with whose as connection:
+            erased = await hold_people(connection, sorted({key.user_id for key in told}))
             locked = await _locked(connection, told)
-            changes = await _merged(connection, {key: told[key] for key in locked})
+            changes = await _merged(connection, {key: _not_erased(told[key], erased, row) for key, row in locked.items()})
             await _forget(connection, changes)
             lengths = await _written(connection, changes)
+            merges = {key: change for key, change in changes.items() if isinstance(change, Merge)}
+            await self._consequences.of_recorded(connection, merges)
         results: dict[ConversationKey, Recorded | ServiceError | None] = dict.fromkeys(told)
         for key, change in changes.items():
             results[key] = _recorded(locked[key], change, lengths.get(key)) if isinstance(change, Merge) else change
@@ -102,25 +111,30 @@ class TurnStore:
     async def delete_conversation(self, key: ConversationKey) -> tuple[int, Eviction]:
         """Deletes every turn, and counts them; leaves a tombstone without text, also for a conversation never heard of.
 
-        Idempotent. The eviction that it returns is owed until `settle`.
+        What was made of them goes too, see cascades.py. Idempotent. The eviction that it returns is owed until `settle`.
         """
         async with self._database.transaction(user_id=key.user_id) as connection:
+            await exclude_writers(connection, key.user_id)
             version = (await connection.execute(statements.bury(key))).scalar_one()
             gone = await connection.execute(sa.delete(turns).where(statements.is_of(turns, key)))
             await connection.execute(sa.delete(forgotten_turns).where(statements.is_of(forgotten_turns, key)))
+            await follow_lost_turns(connection, key.user_id, {key.conversation_id: 0}, whole=True)
+            await drop_upkeep(connection, key.user_id, [key.conversation_id])
             await connection.execute(statements.owe_eviction(key, version))
         return gone.rowcount, Eviction(key, version)
 
     async def delete_end(self, key: ConversationKey, *, from_sequence: int) -> tuple[int, Eviction] | None:
         """Deletes the turns from `from_sequence` on, and counts them. Idempotent. None when unknown or deleted.
 
-        The eviction that it returns is owed until `settle`.
+        What was made of them goes too, see cascades.py. The eviction that it returns is owed until `settle`.
         """
         async with self._database.transaction(user_id=key.user_id) as connection:
+            await exclude_writers(connection, key.user_id)
             version = (await connection.execute(statements.shorten(key, from_sequence))).scalar_one_or_none()
             if version is None:
                 return None
             gone = (await connection.execute(statements.edit_away(key, from_sequence))).scalar_one()
+            await follow_lost_turns(connection, key.user_id, {key.conversation_id: from_sequence}, whole=False)
             await connection.execute(statements.owe_eviction(key, version))
         return gone, Eviction(key, version)
 
@@ -130,10 +144,15 @@ class TurnStore:
             rows = (await connection.execute(statements.owed_evictions(limit))).all()
         return [Eviction(ConversationKey(row.user_id, row.conversation_id), row.version) for row in rows]
 
-    async def settle(self, eviction: Eviction) -> None:
+    async def settle(self, evictions: Sequence[Eviction]) -> None:
         """Notes that the working set has forgotten. Idempotent; a later eviction of the same conversation stays owed."""
-        async with self._database.transaction(user_id=eviction.key.user_id) as connection:
-            await connection.execute(statements.settle_eviction(eviction.key, eviction.version))
+        values = statements.of_conversations(eviction.key for eviction in evictions)
+        users, database = set(values["user_ids"]), self._database
+        whose = database.transaction(user_id=users.pop()) if len(users) == 1 else database.service_transaction()
+        async with whose as connection:
+            await connection.execute(
+                statements.SETTLE_EVICTIONS, values | {"versions": [eviction.version for eviction in evictions]}
+            )
 
 
 def _block(rows: Sequence[sa.Row[Any]], *, lowest: int) -> Block:
@@ -159,6 +178,10 @@ def _turn(row: sa.Row[Any]) -> Turn:
 async def _locked(connection: AsyncConnection, told: Iterable[ConversationKey]) -> dict[ConversationKey, sa.Row[Any]]:
     rows = await connection.execute(statements.LOCK, statements.of_conversations(told))
     return {ConversationKey(row.user_id, row.conversation_id): row for row in rows}
+
+
+def _not_erased(told: Sequence[Turn], erased: Mapping[str, datetime | None], locked: sa.Row[Any]) -> list[Turn]:
+    return [turn for turn in told if not is_erased(turn.create_time, erased[locked.user_id], locked.erase_time)]
 
 
 async def _merged(
@@ -189,6 +212,9 @@ async def _forget(connection: AsyncConnection, changes: Mapping[ConversationKey,
         if isinstance(change, Merge) and change.forgotten:
             rows = [statements.forgotten_row(key, *message) for message in change.forgotten.items()]
             await connection.execute(statements.note_forgotten(), rows)
+        if isinstance(change, Merge) and change.displaced:
+            first = min(turn.sequence for turn in change.accepted)
+            await follow_lost_turns(connection, key.user_id, {key.conversation_id: first}, whole=False)
 
 
 async def _written(

@@ -11,7 +11,7 @@ oldest first. So Redis can compare the version and append turns without parsing 
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -120,13 +120,15 @@ class WorkingSet:
         version = (growth.from_version, growth.version)
         return _APPEND, _key(growth.key), *version, lines, limits.ttl_seconds, limits.most_bytes
 
-    async def evict(self, key: ConversationKey, version: int) -> bool:
-        """Forgets every block from before `version`, and whatever readers that are under way would still put.
+    async def evict(self, evicted: Mapping[ConversationKey, int]) -> bool:
+        """Forgets, of each conversation, every block from before its version, and what readers under way would still put.
 
-        A block that holds nothing, of that version, stands in their place until it expires. False when Redis did not answer.
+        One round trip. A block that holds nothing, of that version, stands in their place until it expires. False when
+        Redis did not answer.
         """
-        answered, _ = await self._run("evict", _PUT, key, version, _NOTHING_HELD, self._limits.ttl_seconds)
-        return answered
+        ttl = self._limits.ttl_seconds
+        commands = [(_PUT, _key(key), version, _NOTHING_HELD, ttl) for key, version in evicted.items()]
+        return not commands or await self._ask("evict", commands) is not None
 
     async def _run(self, operation: str, script: str, key: ConversationKey, *arguments: bytes | int) -> tuple[bool, Any]:
         """Whether Redis answered, and what."""

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 # One round trip begins a transaction and says whose it is: two statements in one go, which take no parameters.
 _AS_USER = "begin; select set_config('parley.user_id', '{user_id}', true)"
+_AS_READER = "begin isolation level repeatable read, read only; select set_config('parley.user_id', '{user_id}', true)"
 _AS_SERVICE = "begin; select set_config('parley.scope', 'service', true)"
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _ROLE = text(
@@ -38,6 +39,9 @@ NOTICE_DEATH: Mapping[str, int] = MappingProxyType(
 
 DATABASE_FAILURES = (exc.DBAPIError, exc.TimeoutError)
 """What a transaction raises when the database does not answer or refuses, for the few who go on without it."""
+
+STATEMENT_FAULTS = (exc.DataError, exc.IntegrityError, exc.ProgrammingError, exc.NotSupportedError)
+"""Those of them that are about the statement and its values: repeating it elsewhere or later changes nothing."""
 
 
 class UnsafeRoleError(Exception):
@@ -63,6 +67,12 @@ class Database:
     async def transaction(self, *, user_id: str) -> AsyncIterator[AsyncConnection]:
         """A transaction confined to the rows of one user."""
         async with self._transaction(_as_user(user_id)) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def snapshot(self, *, user_id: str) -> AsyncIterator[AsyncConnection]:
+        """A transaction that sees the rows of one user as they are when it begins, and writes nothing."""
+        async with self._transaction(_as_user(user_id, begin=_AS_READER)) as connection:
             yield connection
 
     @asynccontextmanager
@@ -226,10 +236,10 @@ async def _given_back(connection: AsyncConnection, driver: "psycopg.AsyncConnect
     await connection.close()
 
 
-def _as_user(user_id: str) -> str:
+def _as_user(user_id: str, *, begin: str = _AS_USER) -> str:
     if not _UUID.fullmatch(user_id):
         raise ValueError("a user's id is a UUID")
-    return _AS_USER.format(user_id=user_id)
+    return begin.format(user_id=user_id)
 
 
 @asynccontextmanager
@@ -275,7 +285,8 @@ def open_database(url: str, *, pool_size: int = 10) -> Database:
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             **NOTICE_DEATH,
-            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_SECONDS * 1000}"
+            # Compiling a plan takes longer than any of our statements.
+            "options": f"-c jit=off -c statement_timeout={STATEMENT_TIMEOUT_SECONDS * 1000}"
             " -c idle_in_transaction_session_timeout=30000 -c timezone=UTC",
         },
     )

@@ -25,14 +25,13 @@ from google.rpc import status_pb2
 
 from parley.options.v1 import options_pb2
 from parley.type.v1 import error_reason_pb2 as reasons
-from services.runtime.calls import NOBODY, Call, Caller, Cutter, enter
+from services.runtime.access import check_access
+from services.runtime.calls import Call, Cutter, enter
 from services.runtime.channels import REQUEST_ID
 from services.runtime.errors import (
     STATUS_DETAILS,
     InvalidArgument,
-    PermissionDenied,
     ServiceError,
-    Unauthenticated,
     reason_name,
     to_service_error,
     to_status,
@@ -180,7 +179,7 @@ class _Wrap:
             caller = await self._verifier.verify(call.metadata)
             progress.call = replace(call, caller=caller)
             enter(progress.call)
-            self._check_access(caller)
+            check_access(self._access, caller, method=self._method)
         request = self._parsed(raw)
         check_request(request, progress.call.caller)
         return request
@@ -196,29 +195,6 @@ class _Wrap:
                 "The request does not parse as the message of this method.", reasons.ERROR_REASON_INVALID_REQUEST
             ) from None
         return request
-
-    def _check_access(self, caller: Caller) -> None:
-        match self._access:
-            case options_pb2.ACCESS_USER:
-                allowed = caller.user_id is not None
-            case options_pb2.ACCESS_ADMIN:
-                allowed = caller.user_id is not None and "admin" in caller.roles
-            case options_pb2.ACCESS_SERVICE:
-                allowed = caller.service is not None
-            case options_pb2.ACCESS_WORKLOAD:
-                allowed = True  # the handler verifies the credential in the request
-            case _:
-                allowed = False
-        if allowed:
-            return
-        if caller == NOBODY:
-            raise Unauthenticated(
-                "Sign in and send the access token as `authorization: Bearer <token>`.",
-                reasons.ERROR_REASON_IDENTITY_MISSING,
-            )
-        raise PermissionDenied(
-            "You may not call this method.", reasons.ERROR_REASON_ACCESS_DENIED, metadata={"method": self._method}
-        )
 
     async def _fail(self, error: BaseException, context: Context, progress: _Progress) -> None:
         """Ends the call with the error's status. The caller's own leaving stays what it is: a cancellation."""

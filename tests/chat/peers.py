@@ -7,23 +7,23 @@ import uuid
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
-from google.protobuf import duration_pb2
+from google.protobuf import duration_pb2, timestamp_pb2
 
 from parley.auth.v1 import auth_pb2, auth_pb2_grpc, user_pb2, user_pb2_grpc
 from parley.memory.v1 import memory_pb2, memory_pb2_grpc
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.runtime.calls import current_caller
-from services.runtime.errors import FieldViolation, Unavailable, invalid_request
+from services.runtime.errors import FieldViolation, NotFound, Unavailable, invalid_request
 from services.runtime.identity import TokenVerifier
 from services.runtime.server import GrpcServer, Mount
 from tests.issuer import Issuer
 
 Context = grpc.aio.ServicerContext[Any, Any]
 LIFETIME = duration_pb2.Duration(seconds=300)
-WORKLOADS = {"chat": "the-credential-of-chat"}
+WORKLOADS = {"chat": "the-credential-of-chat", "memory": "the-credential-of-memory"}
 
 
 class TokensStandIn(auth_pb2_grpc.TokenServiceServicer):
@@ -121,8 +121,23 @@ async def running_auth(issuer: Issuer, preferences: PreferencesStandIn | None = 
     await server.stop(0)
 
 
+class _NeverCalled(memory_pb2_grpc.MemoryServiceServicer):
+    """The RPCs of memory that chat has no business with."""
+
+    async def _refused(self, request: Any, context: Any) -> NoReturn:
+        raise AssertionError(f"chat calls memory with a {type(request).__name__}")
+
+    async def _refused_stream(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        raise AssertionError(f"chat calls memory with a {type(request).__name__}")
+        yield
+
+    GetSummary = DeleteMemories = ListMemories = GetMemory = UpdateMemory = _refused
+    ListMemoryHistory = ImportMemories = _refused
+    ExportMemories = _refused_stream
+
+
 @dataclass
-class MemoryStandIn(memory_pb2_grpc.MemoryServiceServicer):
+class MemoryStandIn(_NeverCalled):
     """A memory that remembers by the real one's rule (services/memory/turns.py), and can be slow, away, or behind.
 
     Of a message the greatest revision stays; of two in one place the later written; what was forgotten, with its revision in
@@ -140,11 +155,21 @@ class MemoryStandIn(memory_pb2_grpc.MemoryServiceServicer):
     refuses_turns: bool = False
     record_calls: int = 0
     invalid: set[str] = field(default_factory=set)
+    facts: dict[str, tuple[str, memory_pb2.Memory]] = field(default_factory=dict)
+    added: list[memory_pb2.AddMemoryRequest] = field(default_factory=list)
+    queries: list[memory_pb2.AssembleContextRequest] = field(default_factory=list)
+    person_summary: str = ""
+    conversation_summary: str = ""
+    degraded: tuple[str, ...] = ()
+    recalls_messages_of: str = ""
 
     def clear(self) -> None:
         for known in (self.turns, self.users, self.forgotten, self.gone, self.ends_forgotten, self.asked):
             known.clear()
-        self.invalid.clear()
+        for told in (self.invalid, self.facts, self.added, self.queries):
+            told.clear()
+        self.person_summary = self.conversation_summary = self.recalls_messages_of = ""
+        self.degraded = ()
         self.record_calls = 0
         self.is_away = self.refuses_turns = False
         self.delay_seconds = 0.0
@@ -165,7 +190,69 @@ class MemoryStandIn(memory_pb2_grpc.MemoryServiceServicer):
         last = 0
         while last + 1 in known:
             last += 1
-        return memory_pb2.AssembleContextResponse(messages=messages, last_sequence=last)
+        answer = memory_pb2.AssembleContextResponse(messages=messages, last_sequence=last)
+        self.queries.append(request)
+        if request.query:
+            answer.memories.extend(self._recalled(str(current_caller().user_id)))
+            answer.person_summary, answer.conversation_summary = self.person_summary, self.conversation_summary
+            answer.degraded.extend(self.degraded)
+        return answer
+
+    def know(self, user_id: str, text: str, **fields: Any) -> str:
+        """Has a fact about a user remembered; its id."""
+        record_time = timestamp_pb2.Timestamp(seconds=1_777_000_000 + len(self.facts))
+        plain = {"id": str(uuid.uuid4()), "kind": "fact", "text": text, "stamped_by": "user", "record_time": record_time}
+        fact = memory_pb2.Memory(**{**plain, **fields})
+        self.facts[fact.id] = (user_id, fact)
+        return fact.id
+
+    def _recalled(self, user_id: str) -> list[memory_pb2.Memory]:
+        """Every fact of the user; and the messages of one conversation, as if they were recalled too."""
+        said = self.turns.get(self.recalls_messages_of, {}).values()
+        messages = [
+            memory_pb2.Memory(
+                id=one.message_id, kind="message", text=one.text, stamped_by=one.role, role=one.role,
+                conversation_id=self.recalls_messages_of, sequence=one.sequence, record_time=one.create_time,
+            )
+            for one in said
+        ]  # fmt: skip
+        return [*messages, *(fact for owner, fact in self.facts.values() if owner == user_id)]
+
+    async def AddMemory(self, request: memory_pb2.AddMemoryRequest, context: Context) -> memory_pb2.Memory:
+        """The same request id is the same fact, and so are the same words."""
+        await self._answer()
+        caller = current_caller()
+        assert caller.service == "chat"
+        self.added.append(request)
+        for owner, fact in self.facts.values():
+            if owner == str(caller.user_id) and (fact.id == request.request_id or fact.text == request.text):
+                return fact
+        told = {name: getattr(request, name) for name in ("text", "subject", "attribute", "stamped_by")}
+        fact_id = self.know(str(caller.user_id), sources=[request.source], id=request.request_id, **told)
+        return self.facts[fact_id][1]
+
+    async def SearchMemories(
+        self, request: memory_pb2.SearchMemoriesRequest, context: Context
+    ) -> memory_pb2.SearchMemoriesResponse:
+        """The user's facts that share a word with the query."""
+        await self._answer()
+        words = set(request.query.lower().split())
+        found = [
+            memory_pb2.FoundMemory(memory=fact, score=1, found_by=["words"])
+            for owner, fact in self.facts.values()
+            if owner == str(current_caller().user_id) and words & set(fact.text.lower().split())
+        ]
+        return memory_pb2.SearchMemoriesResponse(memories=found[: request.limit])
+
+    async def DeleteMemory(
+        self, request: memory_pb2.DeleteMemoryRequest, context: Context
+    ) -> memory_pb2.DeleteMemoryResponse:
+        await self._answer()
+        owner, _ = self.facts.get(request.memory_id, ("", None))
+        if owner != str(current_caller().user_id):
+            raise NotFound("There is no such memory.", reasons.ERROR_REASON_MEMORY_NOT_FOUND, metadata={"memory_id": "x"})
+        del self.facts[request.memory_id]
+        return memory_pb2.DeleteMemoryResponse()
 
     async def RecordTurn(self, request: memory_pb2.RecordTurnRequest, context: Context) -> memory_pb2.RecordTurnResponse:
         await self._answer()

@@ -15,7 +15,7 @@ from services.chat.mcp.tools import McpTools
 from services.chat.mcp_settings import McpSettings
 from services.chat.options import McpServerChoice, ReplyOptions
 from services.chat.records import new_id
-from services.chat.tools.tool import Invocation, Tool, Toolbox, ToolError
+from services.chat.tools.tool import Heard, Invocation, Tool, Toolbox, ToolError
 from services.runtime.database import Database, open_database
 from services.runtime.sealing import Seal
 from suite.databases import ServiceDatabase
@@ -63,7 +63,7 @@ def choice(url: str, label: str = "notes", **fields: Any) -> McpServerChoice:
 
 
 def invocation() -> Invocation:
-    return Invocation(new_id(), new_id(), new_id(), "call_1")
+    return Invocation(new_id(), new_id(), new_id(), "call_1", Heard(new_id(), "", frozenset(), ()))
 
 
 async def run(found: Tool, **arguments: Any) -> str:

@@ -62,9 +62,9 @@ def degraded_of(events: list[chat_pb2.CompletionEvent]) -> list[str]:
 
 
 async def functions(simulator: Running) -> list[list[str]]:
-    """The names of the functions that the model was offered, request by request."""
+    """The names of the functions of MCP servers that the model was offered, request by request."""
     asked = await simulator.control.requests("responses")
-    return [[one["name"] for one in request.body.get("tools", []) if one["type"] == "function"] for request in asked]
+    return [[one["name"] for one in request.body.get("tools", []) if "__" in one.get("name", "")] for request in asked]
 
 
 async def test_the_model_calls_a_tool_and_goes_on_with_its_result(

@@ -214,15 +214,17 @@ async def test_a_failing_server_fails_the_round_and_its_text_was_told(
     assert len(text_of(said).split()) == words
 
 
-async def test_earlier_messages_keep_their_roles(simulator: Running) -> None:
+async def test_earlier_messages_keep_their_roles_and_no_system_message_follows_the_first(simulator: Running) -> None:
     said = [
         ContextMessage(sequence=at, role=role, text=role, revision=1)
-        for at, role in enumerate(("developer", "user", "assistant", "user"))
+        for at, role in enumerate(("user", "assistant", "developer", "user"))
     ]
     async with opened(simulator.base_url, **CHAT) as model:
         await written(model, request(messages=said))
     (body,) = await asked(simulator)
-    assert [one["role"] for one in body["messages"]] == ["system", "system", "user", "assistant", "user"]
+    told = [(one["role"], one["content"]) for one in body["messages"][1:]]
+    assert body["messages"][0]["role"] == "system"
+    assert told == [("user", "user"), ("assistant", "assistant"), ("user", "developer\n\nuser")]
 
 
 async def test_a_small_job_is_answered_as_a_whole(simulator: Running) -> None:

@@ -56,10 +56,11 @@ async def test_tasks_by_natural_language_are_seen_and_stored(user: User) -> None
     assert json.loads(saved.parts[1].tool_call.result)["completed"]["title"] == "buy groceries"
 
 
-async def test_without_use_tasks_the_model_has_no_tools(user: User, simulator: Running) -> None:
+async def test_without_use_tasks_the_model_has_no_task_tools(user: User, simulator: Running) -> None:
     await user.create("Add a task to buy groceries")
     assert await titles(user) == []
-    assert not (await simulator.control.requests("responses"))[-1].body.get("tools")
+    offered = (await simulator.control.requests("responses"))[-1].body["tools"]
+    assert [tool["name"] for tool in offered] == ["remember", "recall", "forget"]
 
 
 async def test_the_unary_call_tells_its_tool_calls(user: User) -> None:

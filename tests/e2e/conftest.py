@@ -1,4 +1,8 @@
-"""One whole suite for the end-to-end tests, two chat processes behind its edge, its simulator open to scripts."""
+"""Two whole suites for the end-to-end tests, each started when it is first needed, their simulators open to scripts.
+
+In the one two chat processes stand behind the edge, and what is scripted answers conversations alone: memory asks its model
+for nothing there. In the other (`remembering`) it does, soon after each turn.
+"""
 
 import tempfile
 from collections.abc import AsyncIterator
@@ -9,13 +13,45 @@ import pytest
 from simulator.control import Control
 from tests.e2e.harness import Client, Suite, environment
 
+QUIET = {"EXTRACTION_ENABLED": "false", "SUMMARIES_ENABLED": "false"}
+# What a person would be left to finish speaking for.
+SOON = {
+    "EXTRACTION_DELAY_SECONDS": "0.2",
+    "SUMMARY_DELAY_SECONDS": "0.2",
+    "SUMMARY_AFTER_MESSAGES": "6",
+    "SUMMARY_EVERY_MESSAGES": "4",
+    "PORTRAIT_DELAY_SECONDS": "0.5",
+}
+
 
 @pytest.fixture(scope="session")
 async def suite() -> AsyncIterator[Suite]:
     with tempfile.TemporaryDirectory(prefix="parley-e2e-", ignore_cleanup_errors=True) as folder:
-        started = await Suite.start(environment(Path(folder), PARLEY_CHAT_PROCESSES="2"))
+        started = await Suite.start(environment(Path(folder), **QUIET, PARLEY_CHAT_PROCESSES="2"))
         yield started
         assert await started.stop() == 0
+
+
+@pytest.fixture(scope="session")
+async def remembering() -> AsyncIterator[Suite]:
+    with tempfile.TemporaryDirectory(prefix="parley-e2e-", ignore_cleanup_errors=True) as folder:
+        started = await Suite.start(environment(Path(folder), **SOON))
+        yield started
+        assert await started.stop() == 0
+
+
+@pytest.fixture
+async def ana(remembering: Suite) -> AsyncIterator[Client]:
+    opened = await Client(remembering.url).register()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def bert(remembering: Suite) -> AsyncIterator[Client]:
+    opened = await Client(remembering.url).register()
+    yield opened
+    await opened.close()
 
 
 @pytest.fixture

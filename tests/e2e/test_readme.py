@@ -9,7 +9,7 @@ from tests.e2e.harness import Suite
 from tests.suite_process import ROOT
 
 EDGE = "http://127.0.0.1:8080"
-PAPERS = ("README.md", "CONTRIBUTING.md", "AGENTS.md", "docs/decisions.md")
+PAPERS = ("README.md", "CONTRIBUTING.md", "AGENTS.md", "docs/decisions.md", "docs/memory.md")
 
 
 def first_words(readme: Path) -> str:
@@ -27,6 +27,12 @@ async def test_the_first_words_hold_a_conversation(suite: Suite) -> None:
     assert "Your name is Ana." in said
     assert '"tool":"add_task"' in said
     assert '"title":"buy groceries"' in said
+    assert "Your favourite tea is genmaicha." in said
+    assert '"found_by":[' in said
+    history = said.partition("The user lives in Porto.")[2]
+    assert '"text":"The user lives in Lisbon."' in history
+    assert '{"end":{"message_count":' in history
+    assert '"deleted_facts":' in history
     # The rest of a stream begins behind the event that was named.
     assert "id: 3\ndata: " in said.partition("buy groceries")[2]
     assert '"citation":{"url":"https://news.example.com/search+the+web+for+seals"' in said

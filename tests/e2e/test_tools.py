@@ -63,10 +63,11 @@ async def test_tasks_by_natural_language(client: Client) -> None:
     assert (await client.call("GET", "/api/v1/tasks"))["tasks"] == []
 
 
-async def test_without_the_option_there_are_no_tools(client: Client, control: Control) -> None:
+async def test_without_the_option_there_are_no_task_tools(client: Client, control: Control) -> None:
     events = await said(client, "add a task to buy groceries")
     assert calls_of(events) == []
-    assert not (await control.requests("responses"))[0].body.get("tools")
+    offered = (await control.requests("responses"))[0].body["tools"]
+    assert [tool["name"] for tool in offered] == ["remember", "recall", "forget"]
 
 
 async def test_a_repeated_turn_adds_its_task_once(client: Client) -> None:

@@ -45,6 +45,7 @@ _SERVICERS: Mapping[str, Sequence[tuple[ModuleType, str]]] = {
 _STREAMS = frozenset(
     {
         "EditMessage",
+        "ExportMemories",
         "RegenerateReply",
         "StreamCompletion",
         "SubscribeGeneration",

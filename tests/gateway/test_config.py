@@ -18,6 +18,7 @@ from gateway.config import write
 from gateway.contract import DESCRIPTORS, exposed_rpcs, read_descriptors
 from gateway.settings import Address, EdgeSettings
 from parley.chat.v1 import chat_pb2
+from parley.options.v1 import options_pb2
 from tests.gateway.backend import Script, Service, endpoints_of
 from tests.gateway.edge import ENVOY, running_edge
 from tests.issuer import Issuer
@@ -157,7 +158,9 @@ async def test_draining_lets_open_streams_end(
 
 
 def test_no_exposed_rpc_is_for_services() -> None:
-    services = {rpc.full_service for rpc in exposed_rpcs(read_descriptors(DESCRIPTORS))}
+    rpcs = exposed_rpcs(read_descriptors(DESCRIPTORS))
+    assert {rpc.access for rpc in rpcs} <= {options_pb2.ACCESS_PUBLIC, options_pb2.ACCESS_USER, options_pb2.ACCESS_ADMIN}
+    services = {rpc.full_service for rpc in rpcs}
     assert services == {
         "parley.auth.v1.AuthService",
         "parley.auth.v1.UserService",
@@ -166,4 +169,5 @@ def test_no_exposed_rpc_is_for_services() -> None:
         "parley.chat.v1.ConversationService",
         "parley.chat.v1.McpServerService",
         "parley.chat.v1.TaskService",
+        "parley.memory.v1.MemoryService",
     }

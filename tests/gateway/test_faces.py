@@ -10,6 +10,7 @@ from google.protobuf import json_format
 from gateway.contract import DESCRIPTORS, Binding, Rpc, exposed_rpcs, read_descriptors
 from parley.chat.v1 import chat_pb2, mcp_server_pb2, task_pb2
 from tests.gateway.backend import Script
+from tests.gateway.test_exports import export
 from tests.gateway.test_streams import events
 
 RPCS = exposed_rpcs(read_descriptors(DESCRIPTORS))
@@ -22,7 +23,7 @@ async def test_a_face_reaches_its_rpc(
     client: httpx2.AsyncClient, script: Script, signed_in: dict[str, str], rpc: Rpc, binding: Binding
 ) -> None:
     if rpc.is_stream:
-        script.streams[rpc.name] = events
+        script.streams[rpc.name] = events if rpc.stream_form == "events" else export
     for value in VALUES:
         script.calls.pop(rpc.name, None)
         path = binding.template

@@ -13,11 +13,21 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from gateway.contract import DESCRIPTORS, read_descriptors
 from parley.auth.v1 import auth_pb2, auth_pb2_grpc
 from parley.chat.v1 import chat_pb2, chat_pb2_grpc
+from parley.options.v1 import options_pb2
 from tests.gateway.backend import Script, error
 from tests.issuer import Issuer
 
+# Every RPC that only services may call.
+SERVICE_PATHS = [
+    f"/{file.package}.{service.name}/{method.name}"
+    for file in read_descriptors(DESCRIPTORS).file
+    for service in file.service
+    for method in service.method
+    if method.options.Extensions[options_pb2.access] in {options_pb2.ACCESS_SERVICE, options_pb2.ACCESS_WORKLOAD}
+]
 GRPC_WEB = {"content-type": "application/grpc-web+proto", "x-grpc-web": "1"}
 
 
@@ -86,10 +96,7 @@ async def test_refusals_of_the_door_are_grpc_errors(channel: grpc.aio.Channel, i
 @pytest.mark.parametrize(
     "path",
     [
-        "/parley.memory.v1.MemoryService/RecordTurn",
-        "/parley.memory.v1.MemoryService/AssembleContext",
-        "/parley.auth.v1.TokenService/IssueServiceToken",
-        "/parley.auth.v1.TokenService/WatchEndedSessions",
+        *SERVICE_PATHS,
         "/grpc.health.v1.Health/Check",
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
@@ -107,6 +114,17 @@ async def test_what_is_not_for_clients_does_not_exist(
     assert reason_of(caught.value) == "ROUTE_NOT_FOUND"
     assert (await client.post(path, json={}, headers=tokens)).status_code == 404
     assert set(script.calls) <= {"GetJwks"}
+
+
+def test_some_rpcs_are_only_for_services() -> None:
+    assert {path.rsplit("/", 1)[1] for path in SERVICE_PATHS} >= {
+        "AssembleContext",
+        "InvalidateContext",
+        "IssueServiceToken",
+        "RecordTurn",
+        "RecordTurns",
+        "WatchEndedSessions",
+    }
 
 
 async def test_json_to_a_grpc_path_does_not_exist(client: httpx2.AsyncClient) -> None:

@@ -146,7 +146,7 @@ async def test_openapi_document_hides_what_clients_cannot_reach(client: httpx2.A
     operations = [operation for item in document["paths"].values() for operation in item.values()]
     names = " ".join([*document["components"]["schemas"], *(operation["operationId"] for operation in operations)])
     names += " ".join(tag["name"] for tag in document["tags"])
-    for name in ("TokenService", "MemoryService", "RecordTurn", "ExchangeForUser"):
+    for name in ("TokenService", "RecordTurn", "AssembleContext", "InvalidateContext", "ExchangeForUser"):
         assert name not in names
 
 

@@ -7,8 +7,10 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
 
@@ -16,9 +18,10 @@ from parley.memory.v1 import memory_pb2, memory_pb2_grpc
 from services.memory.__main__ import open_memory
 from services.memory.conversation_memory import ConversationMemory
 from services.memory.settings import MemorySettings
+from services.memory.upkeep.runner import Upkeep
 from services.runtime.duties import beside
 from services.runtime.server import GrpcServer
-from tests.issuer import Issuer
+from tests.issuer import Issuer, Metadata
 
 BEGAN = 1_700_000_000
 
@@ -58,6 +61,7 @@ class MemoryService:
     issuer: Issuer
     stub: memory_pb2_grpc.MemoryServiceStub
     memory: ConversationMemory
+    upkeep: Upkeep
     user_id: str = field(default_factory=new_id)
 
     async def record(
@@ -91,6 +95,63 @@ class MemoryService:
         )
         return answer.forgotten_messages
 
+    async def summary(self, conversation_id: str = "", *, user_id: str | None = None) -> memory_pb2.Summary:
+        return await self.stub.GetSummary(
+            memory_pb2.GetSummaryRequest(conversation_id=conversation_id), metadata=self.as_user(user_id), timeout=10
+        )
+
+    async def summarized(self, conversation_id: str = "", *, holding: str = "", user_id: str | None = None) -> str:
+        """The summary, once there is one that holds these words."""
+        async for _ in eventually(10):
+            self.upkeep.look()
+            found = await self.summary(conversation_id, user_id=user_id)
+            if found.text and holding in found.text:
+                break
+        return found.text
+
+    async def add_memory(
+        self, text: str, *, user_id: str | None = None, metadata: Metadata | None = None, **fields: Any
+    ) -> memory_pb2.Memory:
+        """A fact that the user states; with other metadata, that a service was told."""
+        return await self.stub.AddMemory(
+            memory_pb2.AddMemoryRequest(text=text, **fields), metadata=metadata or self.as_user(user_id), timeout=10
+        )
+
+    async def memories(self, *, user_id: str | None = None, **fields: Any) -> list[memory_pb2.Memory]:
+        """The first page of facts."""
+        request = memory_pb2.ListMemoriesRequest(**fields)
+        return list((await self.stub.ListMemories(request, metadata=self.as_user(user_id), timeout=10)).memories)
+
+    async def update_memory(
+        self, memory_id: str, *, mask: Sequence[str] | None = None, metadata: Metadata | None = None, **fields: Any
+    ) -> memory_pb2.Memory:
+        request = memory_pb2.UpdateMemoryRequest(memory_id=memory_id, **fields)
+        if mask is not None:
+            request.update_mask.CopyFrom(FieldMask(paths=mask))
+        return await self.stub.UpdateMemory(request, metadata=metadata or self.as_user(), timeout=10)
+
+    async def get_memory(self, memory_id: str, *, user_id: str | None = None) -> memory_pb2.Memory:
+        request = memory_pb2.GetMemoryRequest(memory_id=memory_id)
+        return await self.stub.GetMemory(request, metadata=self.as_user(user_id), timeout=10)
+
+    async def delete_memory(self, memory_id: str, *, user_id: str | None = None) -> None:
+        request = memory_pb2.DeleteMemoryRequest(memory_id=memory_id)
+        await self.stub.DeleteMemory(request, metadata=self.as_user(user_id), timeout=10)
+
+    async def history(self, memory_id: str, *, user_id: str | None = None, **fields: Any) -> list[memory_pb2.Memory]:
+        """The first page of earlier versions."""
+        request = memory_pb2.ListMemoryHistoryRequest(memory_id=memory_id, **fields)
+        return list((await self.stub.ListMemoryHistory(request, metadata=self.as_user(user_id), timeout=10)).memories)
+
+    async def search(self, query: str, *, user_id: str | None = None, **fields: Any) -> memory_pb2.SearchMemoriesResponse:
+        request = memory_pb2.SearchMemoriesRequest(query=query, **fields)
+        return await self.stub.SearchMemories(request, metadata=self.as_user(user_id), timeout=10)
+
+    async def found(self, query: str, *, user_id: str | None = None, **fields: Any) -> list[str]:
+        """The texts of what a search finds, the best first."""
+        answer = await self.search(query, user_id=user_id, **fields)
+        return [one.memory.text for one in answer.memories]
+
     def as_user(self, user_id: str | None = None) -> tuple[tuple[str, str], ...]:
         return self.issuer.as_user(user_id or self.user_id)
 
@@ -107,7 +168,7 @@ async def running_memory(settings: MemorySettings, issuer: Issuer) -> AsyncItera
         port = await server.start()
         parts.push_async_callback(server.stop, wait_seconds=0, drain_seconds=1)
         channel = await parts.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
-        yield MemoryService(issuer, memory_pb2_grpc.MemoryServiceStub(channel), memory.conversations)
+        yield MemoryService(issuer, memory_pb2_grpc.MemoryServiceStub(channel), memory.conversations, memory.upkeep)
 
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:

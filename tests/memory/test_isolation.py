@@ -7,13 +7,18 @@ from alembic.migration import MigrationContext
 from psycopg import sql
 from sqlalchemy import create_engine
 
+from services.memory.consequences import Consequences
 from services.memory.schema import metadata
 from services.memory.store import TurnStore
+from services.memory.summaries.limits import SummaryLimits
 from services.memory.turns import ConversationKey
 from services.runtime.database import async_url, open_database
 from suite.databases import ServiceDatabase
 from tests.memory.service import MemoryService, message, new_id
 
+NO_SUMMARIES = SummaryLimits(
+    after_messages=100, every_messages=100, delay_seconds=0, portrait_delay_seconds=0, most_input_tokens=1, most_characters=1
+)
 TABLES = ("conversations", "turns", "forgotten_turns", "pending_evictions")
 
 
@@ -27,7 +32,7 @@ async def _count(connection: psycopg.AsyncConnection[tuple[int]], table: str) ->
 async def _fill_every_table(memory: MemoryService) -> str:
     conversation_id = new_id()
     await memory.record(conversation_id, [message(1), message(2), message(3)])
-    store = TurnStore(memory.memory._store._database)
+    store = memory.memory._store
     await store.delete_end(ConversationKey(memory.user_id, conversation_id), from_sequence=3)
     return conversation_id
 
@@ -79,7 +84,7 @@ async def test_the_tables_are_what_the_migrations_make(database: ServiceDatabase
 async def test_a_conversation_survives_a_new_process(memory: MemoryService, database: ServiceDatabase) -> None:
     conversation_id = await _fill_every_table(memory)
     other = open_database(database.url, pool_size=1)
-    found = await TurnStore(other).latest(
+    found = await TurnStore(other, Consequences({}, NO_SUMMARIES)).latest(
         ConversationKey(memory.user_id, conversation_id), most_messages=10, most_tokens=1000
     )
     await other.close()

@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2
 from services.memory.settings import MemorySettings
 from services.runtime.settings import read_settings
 from suite.databases import ServiceDatabase
+from tests.memory.conftest import NO_PROVIDER
 from tests.memory.service import eventually
 
 
@@ -43,6 +44,8 @@ async def test_it_serves_without_redis_and_auth_and_stops_in_order(database: Ser
         METRICS_ADDRESS=f"127.0.0.1:{metrics_port}",
         AUTH_TARGET="ipv4:127.0.0.1:1",
         WORKLOAD_CREDENTIAL_FILE=str(credential),
+        OPENAI_API_KEY="secret-of-provider",
+        OPENAI_BASE_URL=NO_PROVIDER,
         DRAIN_WAIT_SECONDS="0",
         LOG_FORMAT="json",
     )
@@ -66,7 +69,7 @@ async def test_it_serves_without_redis_and_auth_and_stops_in_order(database: Ser
         output, _ = await asyncio.wait_for(process.communicate(), 20)
     assert process.returncode == 0, output
     assert b"server.stopped" in output
-    assert b"secret-of-memory" not in output
+    assert b"secret-of-" not in output
     assert b"Traceback" not in output
 
 
@@ -93,6 +96,7 @@ def test_a_default_budget_above_the_greatest_is_refused() -> None:
                 "redis_url": "redis://x",
                 "auth_target": "x",
                 "workload_credential_file": "x",
+                "openai_api_key": "x",
                 "default_context_tokens": 5,
                 "greatest_context_tokens": 4,
             }

@@ -126,5 +126,6 @@ async def test_recording_takes_a_fixed_number_of_statements(memory: MemoryServic
         await memory.record(conversation_id, long)
     with counted_statements() as repeat:
         await memory.record(conversation_id, long)
-    # Identity, conversation, what is known; then turns and last_sequence, when there is news.
-    assert (len(first), len(many), len(repeat)) == (5, 5, 3)
+    # Identity, the person (made at the first), conversation, what is known; then turns, last_sequence, what is owed, and
+    # whether a summary is.
+    assert (len(first), len(many), len(repeat)) == (9, 9, 4)

@@ -67,7 +67,7 @@ async def test_many_conversations_take_no_more_statements_than_one(memory: Memor
         await record(memory, told(new_id(), turn(1), user_id=new_id()))
     with counted_statements() as many:
         await record(memory, *(told(new_id(), turn(1), user_id=new_id()) for _ in range(200)))
-    assert len(one) == len(many) == 5
+    assert len(one) == len(many) == 9
 
 
 async def test_the_held_blocks_follow(memory: MemoryService) -> None:

@@ -231,7 +231,7 @@ async def test_an_eviction_is_owed_until_redis_confirms_it(start_memory: Start, 
         assert await memory.memory.settle_owed(10) is False
         owed = await memory.memory._store.owed_evictions(10)
         assert {one.key.conversation_id for one in owed} == set(conversations)
-        await memory.memory._store.settle(owed[0])
+        await memory.memory._store.settle([owed[0]])
         assert len(await memory.memory._store.owed_evictions(10)) == 2
 
 
@@ -244,9 +244,9 @@ async def test_a_settled_eviction_leaves_a_later_one_owed(memory: MemoryService)
     second = await store.delete_end(key, from_sequence=2)
     assert first is not None
     assert second is not None
-    await store.settle(first[1])
+    await store.settle([first[1]])
     assert await store.owed_evictions(10) == [second[1]]
-    await store.settle(second[1])
+    await store.settle([second[1]])
     assert await store.owed_evictions(10) == []
 
 

@@ -46,7 +46,7 @@ class _Forgotten:
                 type("Partial", (memory_pb2_grpc.MemoryServiceServicer,), {})(),
                 memory_pb2.DESCRIPTOR.services_by_name["MemoryService"],
             ),
-            "AssembleContext is not implemented",
+            "SearchMemories is not implemented",
         ),
     ],
     ids=["no access rule", "client streaming", "not implemented", "left to the generated base class"],

@@ -123,11 +123,12 @@ def test_the_simulator_answers_only_where_no_provider_is_named(folder: Path) -> 
     assert read_settings({}).is_simulated
     assert not read_settings({"OPENAI_API_KEY": "k"}).is_simulated
     assert not read_settings({"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}).is_simulated
-    chat = service_environment(plan({"PARLEY_SIMULATOR_PORT": "8123"}, folder / "a"), "chat")
-    assert chat["OPENAI_BASE_URL"] == "http://127.0.0.1:8123/v1"
-    chat = service_environment(plan({"OPENAI_BASE_URL": "http://model/v1"}, folder / "b"), "chat")
-    assert chat["OPENAI_BASE_URL"] == "http://model/v1"
-    assert chat["OPENAI_API_KEY"]
+    simulated = plan({"PARLEY_SIMULATOR_PORT": "8123"}, folder / "a")
+    named = plan({"OPENAI_BASE_URL": "http://model/v1"}, folder / "b")
+    for service in ("chat", "memory"):
+        assert service_environment(simulated, service)["OPENAI_BASE_URL"] == "http://127.0.0.1:8123/v1"
+        assert service_environment(named, service)["OPENAI_BASE_URL"] == "http://model/v1"
+        assert service_environment(named, service)["OPENAI_API_KEY"]
 
 
 def test_a_service_gets_its_own_secrets_only(folder: Path) -> None:
@@ -135,10 +136,10 @@ def test_a_service_gets_its_own_secrets_only(folder: Path) -> None:
     whole = plan(environment, folder)
     chat, memory, auth = (service_environment(whole, name) for name in ("chat", "memory", "auth"))
     edge = dict(whole.edge_configuration().environment)
-    assert chat["OPENAI_API_KEY"] == "sk-hush"
-    for other in (memory, auth, edge, dict(whole.edge_part().program.environment)):
+    assert chat["OPENAI_API_KEY"] == memory["OPENAI_API_KEY"] == "sk-hush"
+    for other in (auth, edge, dict(whole.edge_part().program.environment)):
         assert "hush" not in str(other)
-    assert "admin" not in str(chat)
+    assert "admin" not in f"{chat} {memory}"
     credential = {name: Path(env["WORKLOAD_CREDENTIAL_FILE"]) for name, env in (("chat", chat), ("memory", memory))}
     assert credential["chat"] != credential["memory"]
     assert "WORKLOAD_CREDENTIAL_FILE" not in auth

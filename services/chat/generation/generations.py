@@ -185,6 +185,7 @@ class Generations:
             timings=reply.timings(),
             told=reply.close(end.usage if end else None),
             degraded=reply.degraded,
+            memory_ids=reply.memory_ids,
             response_ids=reply.response_ids,
             failure=None if reply.is_cancelled else failure,
             is_cancelled=reply.is_cancelled,

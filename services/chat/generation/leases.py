@@ -157,4 +157,4 @@ class Leases:
 
 
 def _sign(reply: Reply) -> Sign:
-    return Sign(reply.turn.generation.epoch, reply.unsaved_text(), reply.unsaved_response_ids())
+    return Sign(reply.turn.generation.epoch, reply.unsaved_text(), reply.unsaved_response_ids(), reply.memory_ids)

@@ -22,7 +22,8 @@ from services.chat.log.tape import Readers, Tape
 from services.chat.options import ReplyOptions
 from services.chat.records import Turn
 from services.chat.refusals import generation_not_found
-from services.chat.turn_store import TurnDraft, TurnStore
+from services.chat.turn_draft import TurnDraft
+from services.chat.turn_store import TurnStore
 from services.runtime.calls import detached
 from services.runtime.errors import reason_name
 

@@ -93,7 +93,7 @@ class Writing:
 
     async def _answer(self, reply: Reply, start: Start) -> ReplyEnd:
         context = await self._context.assemble(reply.turn, start.known)
-        reply.start(context.degraded)
+        reply.start(context.degraded, context.memories)
         return await self._answering.answer(
             reply, context, start.options, deadline=start.deadline, resumption=start.resumption
         )

@@ -19,9 +19,11 @@ from services.chat.pieces import CallFinished, CallStarted, Cited, CodeFinished,
 from services.chat.records import (
     Citation,
     Failure,
+    Memory,
     Message,
     Timings,
     Told,
+    ToolCall,
     Turn,
     Usage,
 )
@@ -51,6 +53,8 @@ class Reply:
         self.tape = Tape()
         self.length = 0
         self.degraded: Sequence[str] = ()
+        self.memory_ids: Sequence[str] = ()
+        self.memory_stamps: frozenset[str] = frozenset()
         self.position: Position | None = None
         self.response_ids: set[str] = set()
         self.is_finishing = False
@@ -111,6 +115,11 @@ class Reply:
         return self.length > 0 or not self._parts.is_empty
 
     @property
+    def calls(self) -> Sequence[ToolCall]:
+        """The calls of tools so far, those under way included."""
+        return self._parts.calls
+
+    @property
     def is_resumable(self) -> bool:
         """Whether the log has everything, so that another process could go on."""
         return self._log.is_available and not self._line.is_unlogged
@@ -125,15 +134,19 @@ class Reply:
         first = 0.0 if self._first_text_time is None else self._first_text_time - self._arrival
         return Timings(int(first * 1000), int((self._loop.time() - self._arrival) * 1000))
 
-    def start(self, degraded: Sequence[str]) -> None:
-        """Makes `started`; what was told before a take-over only learns what more it must do without."""
+    def start(self, degraded: Sequence[str], memories: Sequence[Memory] = ()) -> None:
+        """Makes `started`; what was told before a take-over only learns what more it must do without, and is given."""
+        self.memory_ids = [*dict.fromkeys([*self.memory_ids, *(memory.id for memory in memories)])]
+        self.memory_stamps = frozenset(memory.stamped_by for memory in memories)
         if self.last_sequence:
             self.degrade([part for part in degraded if part not in self.degraded])
             return
         is_resumable = self._log.is_available
         self._line.is_unlogged = not is_resumable
         self.degraded = [*degraded] if is_resumable else [*degraded, _LOG]
-        self._publish(events.started_event(self.turn, self.degraded, is_resumable=is_resumable), 0)
+        self._publish(
+            events.started_event(self.turn, self.degraded, is_resumable=is_resumable, memory_ids=self.memory_ids), 0
+        )
 
     def begin_round(self) -> None:
         """Another round of the model begins: the citations of it count from here."""
@@ -234,6 +247,7 @@ class Reply:
         match kind:
             case "started":
                 self.degraded = list(value.degraded)
+                self.memory_ids = list(value.memory_ids)
                 self._line.is_unlogged = not value.resumable
             case "degraded":
                 self.degraded = [*self.degraded, *value.parts]

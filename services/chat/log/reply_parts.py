@@ -58,6 +58,11 @@ class ReplyParts:
         self._parts[self._started[call.id]] = call
         return True
 
+    @property
+    def calls(self) -> Sequence[ToolCall]:
+        """The calls of tools so far."""
+        return [part for part in self._parts if isinstance(part, ToolCall)]
+
     def all(self, *, length: int) -> Sequence[Part]:
         """Every part of a reply that ends at this length; none for one of text alone."""
         if not self._parts:

@@ -1,22 +1,37 @@
-"""The seam to the memory service: the context of a turn, and the turns and deletions that memory is told of.
+"""The seam to memory: the context of a turn, the user's memories, and the turns and deletions that memory is told of.
 
-Owns the calls and their conversion. Invariant: every call has a deadline. It decides nothing: what to do without memory is
-the caller's business.
+Owns the calls and their conversion. Invariant: every call has a deadline, and reaches only the user that it is made for. It
+decides nothing: what to do without memory is the caller's business.
 """
 
 import asyncio
+import datetime as dt
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import grpc
 from google.protobuf import timestamp_pb2
 
 from parley.memory.v1 import memory_pb2, memory_pb2_grpc
 from parley.type.v1 import error_reason_pb2 as reasons
-from services.chat.records import ContextMessage, Message
+from services.chat.records import ContextMessage, Memory, Message, Remembered
 from services.chat.unrecorded import OwedTurns, SaidMessage
 from services.runtime.errors import DeadlineExceeded, peer_errors
 
 MAX_RECORDED_MESSAGES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class NewMemory:
+    """A fact to be remembered: what it says and about whom, the message that it comes from, and how far it is trusted."""
+
+    text: str
+    subject: str
+    attribute: str
+    stamped_by: str
+    conversation_id: str
+    message_id: str
+    request_id: str
 
 
 class MemoryClient:
@@ -27,10 +42,16 @@ class MemoryClient:
         self._timeout_seconds = timeout_seconds
 
     async def assemble_context(
-        self, conversation_id: str, *, token_budget: int, timeout_seconds: float
-    ) -> tuple[list[ContextMessage], int]:
-        """The latest messages that fit the budget, oldest first, and up to which sequence memory knows the conversation."""
-        request = memory_pb2.AssembleContextRequest(conversation_id=conversation_id, token_budget=token_budget)
+        self, conversation_id: str, *, token_budget: int, query: str, memory_token_budget: int, timeout_seconds: float
+    ) -> Remembered:
+        """The latest messages that fit the budget, oldest first, and up to which sequence memory knows the conversation.
+
+        With a `query` also the summaries, and what is remembered about it.
+        """
+        request = memory_pb2.AssembleContextRequest(
+            conversation_id=conversation_id, token_budget=token_budget, query=query,
+            memory_token_budget=memory_token_budget,
+        )  # fmt: skip
         try:
             # Around the call's own deadline, since the token for it may have to be fetched first.
             with peer_errors():
@@ -38,8 +59,37 @@ class MemoryClient:
                     answer = await self._memory.AssembleContext(request, timeout=timeout_seconds)
         except TimeoutError as error:
             raise DeadlineExceeded("Memory took too long.", reasons.ERROR_REASON_DEADLINE_PASSED) from error
-        known = [ContextMessage(one.sequence, one.role, one.text, one.revision) for one in answer.messages]
-        return known, answer.last_sequence
+        return Remembered(
+            messages=[ContextMessage(one.sequence, one.role, one.text, one.revision) for one in answer.messages],
+            last_sequence=answer.last_sequence,
+            memories=[_memory(one) for one in answer.memories],
+            person_summary=answer.person_summary,
+            conversation_summary=answer.conversation_summary,
+            degraded=list(answer.degraded),
+        )
+
+    async def add_memory(self, new: NewMemory) -> Memory:
+        """Remembers a fact about the user that this call is made for. Idempotent by its request id, and by its words."""
+        source = memory_pb2.MemorySource(conversation_id=new.conversation_id, message_id=new.message_id)
+        request = memory_pb2.AddMemoryRequest(
+            text=new.text, subject=new.subject, attribute=new.attribute, stamped_by=new.stamped_by,
+            request_id=new.request_id, source=source,
+        )  # fmt: skip
+        with peer_errors():
+            return _memory(await self._memory.AddMemory(request, timeout=self._timeout_seconds))
+
+    async def search_memories(self, query: str, *, limit: int) -> list[Memory]:
+        """What is remembered of the user about something, the best first."""
+        request = memory_pb2.SearchMemoriesRequest(query=query, limit=limit)
+        with peer_errors():
+            answer = await self._memory.SearchMemories(request, timeout=self._timeout_seconds)
+        return [_memory(found.memory) for found in answer.memories]
+
+    async def delete_memory(self, memory_id: str) -> None:
+        """Deletes a fact of the user for good. Raises NotFound (MEMORY_NOT_FOUND)."""
+        with peer_errors():
+            request = memory_pb2.DeleteMemoryRequest(memory_id=memory_id)
+            await self._memory.DeleteMemory(request, timeout=self._timeout_seconds)
 
     async def record_turn(self, conversation_id: str, messages: Sequence[Message]) -> None:
         """Tells memory of messages, in order. Idempotent by message and revision."""
@@ -73,6 +123,21 @@ class MemoryClient:
         request = memory_pb2.InvalidateContextRequest(conversation_id=conversation_id, from_sequence=from_sequence)
         with peer_errors():
             await self._memory.InvalidateContext(request, timeout=self._timeout_seconds)
+
+
+def _memory(told: memory_pb2.Memory) -> Memory:
+    begin_time = told.valid_from_time if told.HasField("valid_from_time") else told.record_time
+    end_time = next((getattr(told, name) for name in ("valid_to_time", "invalidate_time") if told.HasField(name)), None)
+    return Memory(
+        id=told.id,
+        kind=told.kind,
+        text=told.text,
+        stamped_by=told.stamped_by or told.role,
+        begin_time=begin_time.ToDatetime(dt.UTC),
+        end_time=None if end_time is None else end_time.ToDatetime(dt.UTC),
+        conversation_id=told.conversation_id,
+        sequence=told.sequence,
+    )
 
 
 def _owed(owed: OwedTurns) -> memory_pb2.ConversationTurns:

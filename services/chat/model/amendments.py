@@ -19,6 +19,7 @@ from services.runtime.openai import Refusal
 
 MAX_KNOWN: Final = 1_000
 _FAILED_DEPENDENCY: Final = 424
+_FUNCTIONS: Final = "tools"
 log = structlog.get_logger(__name__)
 
 
@@ -45,6 +46,8 @@ class Amendments:
         """The round as it is asked first."""
         own = (ENCRYPTED_REASONING, REASONING_SUMMARY)
         without = frozenset(name for name in own if (request.model, name) in self._refused)
+        if (request.model, _FUNCTIONS) in self._refused:
+            request = _without_optional(request)
         return Round(request, request.is_background and not self.refuses_background, without)
 
     def amended(self, asked: Round, error: ServiceError, *, has_text: bool) -> bool:
@@ -55,6 +58,7 @@ class Amendments:
         return (
             self._without_background(asked, refusal)
             or self._without_own(asked, refusal)
+            or self._without_functions(asked, refusal)
             or self._without_container(asked, refusal)
             or self._without_servers(asked, refusal)
         )
@@ -71,12 +75,24 @@ class Amendments:
         name = refusal.parameter
         if name not in (ENCRYPTED_REASONING, REASONING_SUMMARY) or name in asked.without:
             return False
+        self._note_refused(asked, name)
+        asked.without |= {name}
+        return True
+
+    def _without_functions(self, asked: Round, refusal: Refusal) -> bool:
+        """Some models take no functions. Only where all that were offered are our own is it sure that these are meant."""
+        request = asked.request
+        if request.items or not _offers_only_optional(request) or not refusal.mentions("tool", "function"):
+            return False
+        self._note_refused(asked, _FUNCTIONS)
+        asked.request = _without_optional(request)
+        return True
+
+    def _note_refused(self, asked: Round, name: str) -> None:
         if len(self._refused) >= MAX_KNOWN:
             self._refused.clear()
         self._refused.add((asked.request.model, name))
-        asked.without |= {name}
         log.info("model.parameter_refused", model=asked.request.model, parameter=name)
-        return True
 
     def _without_container(self, asked: Round, refusal: Refusal) -> bool:
         if asked.has_lost_container or not asked.request.options.use_code_interpreter or not refusal.mentions("container"):
@@ -96,6 +112,16 @@ class Amendments:
             asked.told.extend(failed_server(server.label, "The provider could not use the MCP server."))
             log.warning("model.mcp_server_failed", model=asked.request.model, server_label=server.label)
         return True
+
+
+def _offers_only_optional(request: ModelRequest) -> bool:
+    options = request.options
+    has_others = request.hosted_mcp or options.use_web_search or options.use_code_interpreter
+    return bool(request.functions) and not has_others and all(one.is_optional for one in request.functions)
+
+
+def _without_optional(request: ModelRequest) -> ModelRequest:
+    return replace(request, functions=[one for one in request.functions if not one.is_optional])
 
 
 def _named(servers: Sequence[HostedMcpServer], refusal: Refusal) -> Sequence[HostedMcpServer]:

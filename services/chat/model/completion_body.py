@@ -1,7 +1,9 @@
 """A request of Chat Completions, for servers that have no Responses API.
 
 Owns the translation of a round, earlier rounds' items included. It refuses what only the Responses API can do, by the name
-of the field that asked for it. Parameters that such servers are known to refuse (cache key, safety identifier) are not sent.
+of the field that asked for it. Parameters that such servers are known to refuse (cache key, safety identifier) are not sent;
+nor is a system message after the first, which the templates of many open models refuse (Qwen, Gemma): what is told before
+the user's message is told in it, ahead of what the user says. That is the end of the prompt, too: caches of it hold.
 """
 
 from collections.abc import Iterator, Mapping
@@ -55,14 +57,17 @@ def _check(request: ModelRequest) -> None:
 def _messages(request: ModelRequest) -> Iterator[Body]:
     if request.options.instructions:
         yield {"role": "system", "content": request.options.instructions}
-    last = len(request.messages) - 1
+    last, told_before = len(request.messages) - 1, ""
     for index, message in enumerate(request.messages):
-        role = "system" if message.role == "developer" else message.role
+        if message.role == "developer":
+            told_before += f"{message.text}\n\n"
+            continue
+        text, told_before = told_before + message.text, ""
         if index < last or not request.images:
-            yield {"role": role, "content": message.text}
+            yield {"role": message.role, "content": text}
             continue
         images = [{"type": "image_url", "image_url": {"url": image_url(one)}} for one in request.images]
-        yield {"role": role, "content": [{"type": "text", "text": message.text}, *images]}
+        yield {"role": message.role, "content": [{"type": "text", "text": text}, *images]}
 
 
 def _earlier_rounds(items: Any) -> Iterator[Body]:

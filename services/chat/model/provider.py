@@ -20,7 +20,6 @@ from services.chat.model.patience import Patience
 from services.chat.model.request import ModelRequest
 from services.chat.model.response_body import response_body
 from services.chat.model.response_stream import ResponseStream
-from services.chat.model.small_jobs import SmallJobs
 from services.chat.model.whole_response import UNFINISHED
 from services.chat.model.wire import Wire
 from services.chat.options import ReplyOptions
@@ -28,6 +27,7 @@ from services.chat.pieces import Piece, Position, RoundEnd
 from services.chat.records import Usage
 from services.runtime.errors import DeadlineExceeded, InvalidArgument, ServiceError, Unavailable
 from services.runtime.openai import OpenAISettings, Refusal, open_client, unavailable
+from services.runtime.small_jobs import SmallJobs
 
 CONTROL_TIMEOUT_SECONDS: Final = 10
 Pieces = AsyncGenerator[Piece | RoundEnd, None]
@@ -101,9 +101,13 @@ class Model:
         self, *, model: str, instructions: str, text: str, max_output_tokens: int
     ) -> tuple[str, Usage | None]:
         """A small job as a whole: the answer (which its bound may have cut) and its cost. Raises ServiceError."""
-        return await self._jobs.complete(
+        answer = await self._jobs.complete(
             model=model, instructions=instructions, text=text, max_output_tokens=max_output_tokens
         )
+        cost = answer.usage
+        if cost is None:
+            return answer.text, None
+        return answer.text, Usage(cost.input_tokens, cost.cached_tokens, cost.output_tokens, cost.reasoning_tokens)
 
     def _new_stream(self, asked: Round) -> ResponseStream | CompletionStream:
         if not self._speaks_responses:

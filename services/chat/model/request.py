@@ -13,11 +13,15 @@ from services.chat.records import ContextMessage, Image
 
 @dataclass(frozen=True, slots=True)
 class FunctionSpec:
-    """A function that the model may have called; `parameters` is a JSON schema of an object."""
+    """A function that the model may have called; `parameters` is a JSON schema of an object.
+
+    One that is optional was asked for by nobody: a model that takes no functions is asked without it.
+    """
 
     name: str
     description: str
     parameters: Mapping[str, Any]
+    is_optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)

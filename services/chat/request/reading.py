@@ -1,17 +1,15 @@
 """From the contract's requests to what the domain takes, with the checks that no field rule can say.
 
-Owns those checks, what a request, the user's preferences and the settings decide together, and the digest that tells whether
-two requests with one request id are the same. Raises InvalidArgument (INVALID_REQUEST) with a violation for each field that
-is wrong. Invariant: the secrets of a request leave here in the options of this process and, for storage, sealed.
+Owns those checks, and what a request, the user's preferences and the settings decide together. Raises InvalidArgument
+(INVALID_REQUEST) with a violation for each field that is wrong. Invariant: the secrets of a request leave here in the
+options of this process and, for storage, sealed.
 """
 
 import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, cast
-
-from google.protobuf.message import Message as ProtoMessage
+from typing import Any, Final, cast
 
 from parley.chat.v1 import chat_pb2, conversation_pb2
 from services.chat.mcp.addresses import Addresses, wrong_headers
@@ -23,24 +21,18 @@ from services.chat.request.option_secrets import seal_secrets
 from services.chat.request.response_schema import SchemaError, read_schema
 from services.chat.settings import ChatSettings
 from services.chat.tools.round_cost import DEFAULT_OUTPUT_TOKENS
-from services.chat.turn_store import TurnDraft
+from services.chat.turn_draft import TurnDraft
 from services.chat.versions import Replacement
 from services.runtime.errors import FieldViolation, InvalidArgument, invalid_request
 from services.runtime.openai import ReasoningEffort
+from services.runtime.request_ids import digest_of, request_id_of
 from services.runtime.sealing import Seal
 
-IDEMPOTENCY_KEY: Final = "idempotency-key"
 LAST_EVENT_ID: Final = "last-event-id"
 _MOST_DIGITS: Final = 10
-MAX_REQUEST_ID_CHARACTERS: Final = 200
 
 Asked = chat_pb2.CompletionRequest | chat_pb2.CompletionOptions
 Replacing = chat_pb2.EditMessageRequest | chat_pb2.RegenerateReplyRequest
-
-
-class _Named(Protocol):
-    @property
-    def request_id(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,25 +177,6 @@ def last_event_id(metadata: Mapping[str, str]) -> int:
     if not (value.isascii() and value.isdigit()) or len(value) > _MOST_DIGITS:
         check([FieldViolation("after_sequence", "the Last-Event-ID header must be the `id` of an event that came before")])
     return int(value)
-
-
-def request_id_of(request: _Named, metadata: Mapping[str, str]) -> str | None:
-    """The request id, from the field or the `idempotency-key` header, which must not contradict each other."""
-    header = metadata.get(IDEMPOTENCY_KEY, "")
-    if request.request_id and header and request.request_id != header:
-        check([FieldViolation("request_id", "differs from the Idempotency-Key header: send one, or the same twice")])
-    if len(header) > MAX_REQUEST_ID_CHARACTERS:
-        check([FieldViolation("request_id", "the Idempotency-Key header must be at most 200 characters long")])
-    return request.request_id or header or None
-
-
-def digest_of(request: ProtoMessage, without: Sequence[str]) -> bytes:
-    """What makes a request the same as another: everything but these fields."""
-    counted = type(request)()
-    counted.CopyFrom(request)
-    for field in without:
-        counted.ClearField(field)
-    return hashlib.sha256(counted.SerializeToString(deterministic=True)).digest()
 
 
 def wrong_mask(request: conversation_pb2.UpdateConversationRequest) -> list[FieldViolation]:

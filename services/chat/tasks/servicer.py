@@ -14,13 +14,14 @@ from google.protobuf import timestamp_pb2
 
 from parley.chat.v1 import task_pb2, task_pb2_grpc
 from services.chat.request.ownership import own_id
-from services.chat.request.reading import check, digest_of, request_id_of
+from services.chat.request.reading import check
 from services.chat.tasks.feed import TaskFeed, WatchBeat, WatchBegin, Watched
 from services.chat.tasks.records import Task, TaskDraft, TaskEdit, TaskFilter
 from services.chat.tasks.store import Key, TaskStore
 from services.runtime.calls import current_metadata, current_user_id
 from services.runtime.errors import FieldViolation
 from services.runtime.paging import bad_page_token, cut_page, decode_page_token, page_size
+from services.runtime.request_ids import digest_of, request_id_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -105,7 +105,7 @@ class Answering:
         With a `resumption` it goes on where another process died; the next attempt at a reply goes on after the rounds of
         the one before. The caller enforces `deadline` (on the loop's clock).
         """
-        work = _Work(reply, context, options, deadline)
+        work = _Work(reply, context, context.told(options), deadline)
         position = resumption.position if resumption else None
         async with contextlib.AsyncExitStack() as boxes:
             await self._open_tools(work, boxes)

@@ -19,7 +19,7 @@ from services.chat.pieces import CallFinished, CallStarted, FunctionCall
 from services.chat.records import ToolCall
 from services.chat.tools.arguments import read_arguments
 from services.chat.tools.call_store import Item, ToolCallStore
-from services.chat.tools.tool import Invocation, Tool, ToolError
+from services.chat.tools.tool import Heard, Invocation, Tool, ToolError
 from services.runtime.errors import ServiceError
 from services.runtime.rules import CONTROL_CHARACTERS
 
@@ -122,7 +122,7 @@ class ToolRunning:
 
     async def _run_one(self, reply: Reply, tool: Tool | None, call: KeyedCall) -> Item:
         begin, generation = time.monotonic(), reply.turn.generation
-        invocation = Invocation(generation.user_id, generation.id, generation.conversation_id, call.key)
+        invocation = _invocation(reply, call)
         ended = await self._store.finish_call(generation, await self._ended(tool, call, invocation))
         TOOL_CALLS.labels(ended.status).inc()
         log.info(
@@ -159,6 +159,17 @@ class ToolRunning:
         else:
             return replace(started, status="succeeded", result=_cut(result))
         return replace(started, status="failed", error=_cut(error))
+
+
+def _invocation(reply: Reply, call: KeyedCall) -> Invocation:
+    generation, said = reply.turn.generation, reply.turn.user_message
+    return Invocation(
+        user_id=generation.user_id,
+        generation_id=generation.id,
+        conversation_id=generation.conversation_id,
+        call_id=call.key,
+        heard=Heard(said.id, said.text, reply.memory_stamps, reply.calls),
+    )
 
 
 async def _whole(work: Coroutine[Any, Any, Item]) -> Item:

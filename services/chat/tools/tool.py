@@ -7,11 +7,12 @@ by ToolError, whose sentence the model and the user see.
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from services.chat.model.request import FunctionSpec, HostedMcpServer
 from services.chat.options import ReplyOptions
+from services.chat.records import ToolCall
 
 
 class ToolError(Exception):
@@ -19,13 +20,27 @@ class ToolError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """What the model had heard in this turn when it made a call, or may have: for tools that weigh whose words they serve.
+
+    The user's message, who the memories came from that it was given, and the calls of tools so far, this one among them.
+    """
+
+    message_id: str
+    text: str = field(repr=False)
+    memory_stamps: frozenset[str]
+    calls: Sequence[ToolCall] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Invocation:
-    """For whom a tool runs, and as which call of which generation."""
+    """For whom a tool runs, as which call of which generation, and after what."""
 
     user_id: str
     generation_id: str
     conversation_id: str
     call_id: str
+    heard: Heard
 
 
 class Tool(Protocol):
@@ -51,7 +66,8 @@ class Tool(Protocol):
     def is_exactly_once(self) -> bool:
         """Whether a call may be run again after a death in the middle of it.
 
-        It then does its change and stores its result as that of the call in one transaction, and finds that the next time.
+        It then does its change and stores its result as that of the call in one transaction, and finds that the next time;
+        or its change is elsewhere, and is made once however often it is asked for by the same call.
         """
 
     async def run(self, arguments: Mapping[str, Any], invocation: Invocation) -> str:

@@ -6,7 +6,9 @@ piece that fails by its own fault is tried `most_tries` times and then given up,
 """
 
 import asyncio
+import contextlib
 import random
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -15,9 +17,10 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from services.memory.upkeep.store import Owed, Task, UpkeepStore
-from services.runtime.database import DATABASE_FAILURES
+from services.runtime.database import DATABASE_FAILURES, STATEMENT_FAULTS
 from services.runtime.duties import repeat
 from services.runtime.errors import InvalidArgument, ServiceError, reason_name
+from services.runtime.openai import Refusal
 
 log = structlog.get_logger(__name__)
 
@@ -33,8 +36,10 @@ LATE_SECONDS: Final = Gauge("parley_memory_upkeep_late_seconds", "How long the f
 
 _LOOK_SECONDS: Final = 2.0
 _COUNT_SECONDS: Final = 30.0
-_LONGEST_PAUSE_SECONDS: Final = 60.0
 _FIRST_RETRY_SECONDS: Final = 10.0
+# At most so long is waited because the provider says so.
+_LONGEST_STATED_SECONDS: Final = 600.0
+_GIVE_BACK_SECONDS: Final = 2.0
 
 
 class Unworkable(Exception):
@@ -43,6 +48,10 @@ class Unworkable(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+# Of the piece alone: what else is done may well succeed. A statement that the database refuses is no database that is away.
+_OWN_FAULTS: Final = (InvalidArgument, Unworkable, TimeoutError, *STATEMENT_FAULTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +70,31 @@ class Chore:
     most_tries: int = 5
 
 
+@dataclass(frozen=True, slots=True)
+class Pauses:
+    """How long a chore is left alone when what it needs is away: the first time, doubled each time up to the longest."""
+
+    first_seconds: float = 1.0
+    longest_seconds: float = 60.0
+
+    def after(self, failures: int) -> float:
+        """The pause after so many failures in a row."""
+        pause = min(self.first_seconds * 2.0 ** min(failures - 1, 30), self.longest_seconds)
+        return pause * random.uniform(0.8, 1.2)  # noqa: S311 - a beat
+
+
 @dataclass(slots=True)
 class _Lane:
-    """The state that the workers of a chore share: failures since the last success, and the right to try while there are."""
+    """The state that the workers of a chore share.
+
+    `failures` since the last success, and the right to try while there are; `stated_seconds`: the wait that the last one
+    asked for; `abandoned`: what was claimed when the database went away.
+    """
 
     chore: Chore
     failures: int = 0
+    stated_seconds: float = 0.0
+    abandoned: list[Owed] = field(default_factory=list)
     probe: asyncio.Lock = field(default_factory=asyncio.Lock)
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -74,8 +102,9 @@ class _Lane:
 class Upkeep:
     """Does the chores of this process, for all users, as a standing duty."""
 
-    def __init__(self, store: UpkeepStore, chores: Sequence[Chore]) -> None:
+    def __init__(self, store: UpkeepStore, chores: Sequence[Chore], pauses: Pauses | None = None) -> None:
         self._store = store
+        self._pauses = pauses or Pauses()
         self._lanes = [_Lane(chore) for chore in chores]
 
     def look(self) -> None:
@@ -96,7 +125,7 @@ class Upkeep:
             if lane.failures:
                 async with lane.probe:
                     while lane.failures:
-                        await asyncio.sleep(_pause(lane.failures))
+                        await asyncio.sleep(max(self._pauses.after(lane.failures), lane.stated_seconds))
                         await self._once(lane, most=1)
             elif not await self._once(lane, most=lane.chore.batch):
                 await _news(lane)
@@ -105,38 +134,82 @@ class Upkeep:
         """Does one batch; whether there was one. Counts a failure of what it needs, and raises none."""
         chore = lane.chore
         try:
+            await self._give_back(lane)
             owed = await self._store.claim(chore.task, most=most, lease_seconds=2 * chore.timeout_seconds)
             if owed:
-                await self._do(chore, owed)
+                await self._do_claimed(lane, owed)
         except (ServiceError, *DATABASE_FAILURES) as error:
             lane.failures += 1
+            lane.stated_seconds = _stated_seconds(error)
             reason = reason_name(error.reason) if isinstance(error, ServiceError) else type(error).__name__
             log.warning("upkeep.postponed", task=chore.task, reason=reason, failures=lane.failures)
             return True
-        lane.failures = 0
+        lane.failures, lane.stated_seconds = 0, 0.0
         return bool(owed)
+
+    async def _give_back(self, lane: _Lane) -> None:
+        """Frees what this process left claimed, so that nobody waits for the end of its lease."""
+        if lane.abandoned:
+            abandoned, lane.abandoned = lane.abandoned, []
+            try:
+                await self._store.postpone(abandoned, delay_seconds=0, is_own_fault=False)
+            except DATABASE_FAILURES:
+                lane.abandoned += abandoned
+                raise
+
+    async def _do_claimed(self, lane: _Lane, owed: Sequence[Owed]) -> None:
+        try:
+            await self._do(lane.chore, owed)
+        except DATABASE_FAILURES:
+            lane.abandoned += owed
+            raise
+        except asyncio.CancelledError:
+            # The process ends in order: another one need not wait for the end of the lease.
+            with contextlib.suppress(TimeoutError, *DATABASE_FAILURES):
+                async with asyncio.timeout(_GIVE_BACK_SECONDS):
+                    await self._store.postpone(owed, delay_seconds=0, is_own_fault=False)
+            raise
 
     async def _do(self, chore: Chore, owed: Sequence[Owed]) -> None:
         try:
-            with SECONDS.labels(chore.task).time():
-                async with asyncio.timeout(chore.timeout_seconds):
-                    await chore.work(owed)
-        except (InvalidArgument, Unworkable, TimeoutError) as error:
-            if len(owed) > 1:
-                for one in owed:
-                    await self._do(chore, [one])
-            else:
+            await self._try(chore, owed)
+        except _OWN_FAULTS as error:
+            if len(owed) == 1:
                 await self._blame(chore, owed[0], error)
+            else:
+                await self._do_one_by_one(chore, owed)
         except ServiceError:
-            await self._store.postpone(owed, delay_seconds=0, is_own_fault=False)
-            PIECES.labels(chore.task, "postponed").inc(len(owed))
+            await self._postpone(chore, owed)
             raise
         else:
             await self._store.settle(owed)
             PIECES.labels(chore.task, "done").inc(len(owed))
 
-    async def _blame(self, chore: Chore, owed: Owed, error: InvalidArgument | Unworkable | TimeoutError) -> None:
-        reason = reason_name(error.reason) if isinstance(error, InvalidArgument) else getattr(error, "reason", "too slow")
+    async def _try(self, chore: Chore, owed: Sequence[Owed]) -> None:
+        with SECONDS.labels(chore.task).time():
+            async with asyncio.timeout(chore.timeout_seconds):
+                await chore.work(owed)
+
+    async def _do_one_by_one(self, chore: Chore, owed: Sequence[Owed]) -> None:
+        """Finds out which are at fault. The others are given back where that takes too long, or what they need goes away."""
+        end = time.monotonic() + chore.timeout_seconds / 2
+        for index, one in enumerate(owed):
+            if time.monotonic() > end:
+                await self._postpone(chore, owed[index:])
+                return
+            try:
+                await self._do(chore, [one])
+            except ServiceError:
+                if owed[index + 1 :]:
+                    await self._postpone(chore, owed[index + 1 :])
+                raise
+
+    async def _postpone(self, chore: Chore, owed: Sequence[Owed]) -> None:
+        await self._store.postpone(owed, delay_seconds=0, is_own_fault=False)
+        PIECES.labels(chore.task, "postponed").inc(len(owed))
+
+    async def _blame(self, chore: Chore, owed: Owed, error: Exception) -> None:
+        reason = _reason(error)
         if owed.tries + 1 >= chore.most_tries:
             log.error("upkeep.given_up", task=chore.task, scope_id=owed.scope_id, reason=reason)
             PIECES.labels(chore.task, "given_up").inc()
@@ -156,6 +229,21 @@ class Upkeep:
             LATE_SECONDS.labels(task).set(max(0.0, found.late_seconds) if found else 0)
 
 
+def _stated_seconds(error: Exception) -> float:
+    """The wait that the provider itself asked for; what we advise callers is another matter."""
+    cause = error.__cause__
+    stated = cause.retry_after_seconds if isinstance(cause, Refusal) else None
+    return min(stated or 0.0, _LONGEST_STATED_SECONDS)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, InvalidArgument):
+        return reason_name(error.reason)
+    if isinstance(error, Unworkable):
+        return error.reason
+    return "too slow" if isinstance(error, TimeoutError) else type(error).__name__
+
+
 async def _news(lane: _Lane) -> None:
     lane.news.clear()
     try:
@@ -163,7 +251,3 @@ async def _news(lane: _Lane) -> None:
             await lane.news.wait()
     except TimeoutError:
         pass
-
-
-def _pause(failures: int) -> float:
-    return min(2.0 ** min(failures - 1, 10), _LONGEST_PAUSE_SECONDS) * random.uniform(0.8, 1.2)  # noqa: S311 - a beat

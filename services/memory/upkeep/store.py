@@ -5,7 +5,7 @@ confirmed, whoever dies meanwhile; what is owed anew while it is being done is d
 itself is done at least once.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -20,23 +20,33 @@ Task = Literal["embed", "extract", "summarize", "portray", "expire"]
 # that owe the same never wait for each other in a ring.
 _OWE: Final = sa.text(
     "insert into upkeep (user_id, scope_id, task, due_time)"
-    " select user_id, scope_id, :task, now() + make_interval(secs => :delay_seconds)"
+    " select user_id, scope_id, task, now() + make_interval(secs => delay_seconds)"
     " from unnest(cast(:user_ids as uuid[]), cast(:scope_ids as uuid[])) as owed (user_id, scope_id)"
-    " order by user_id, scope_id"
+    " cross join unnest(cast(:tasks as text[]), cast(:delays as double precision[])) as due (task, delay_seconds)"
+    " order by user_id, scope_id, task"
     " on conflict (user_id, scope_id, task) do update set revision = upkeep.revision + 1,"
     " due_time = least(upkeep.due_time, excluded.due_time)"
 )
+_SET_DUE: Final = sa.text(
+    "insert into upkeep (user_id, scope_id, task, due_time) values (cast(:user_id as uuid), cast(:scope_id as uuid), :task,"
+    " now() + make_interval(secs => :delay_seconds)) on conflict (user_id, scope_id, task) do update"
+    " set revision = upkeep.revision + 1, due_time = excluded.due_time"
+)
+# By the place of the rows, which stay where they are while they are held: by their keys, a long queue would be read whole.
 _CLAIM: Final = sa.text(
     "update upkeep set claim_until = now() + make_interval(secs => :lease_seconds) from ("
-    " select user_id, scope_id, task from upkeep where task = :task and due_time <= now()"
+    " select ctid from upkeep where task = :task and due_time <= now()"
     " and (claim_until is null or claim_until < now()) order by due_time limit :most for update skip locked) due"
-    " where upkeep.user_id = due.user_id and upkeep.scope_id = due.scope_id and upkeep.task = due.task"
+    " where upkeep.ctid = due.ctid"
     " returning cast(upkeep.user_id as text), cast(upkeep.scope_id as text), upkeep.task, upkeep.tries, upkeep.revision"
 )
+# Held in the order of their keys, like those that are owed, so that nobody waits in a ring.
 _OF: Final = (
-    " from unnest(cast(:user_ids as uuid[]), cast(:scope_ids as uuid[]), cast(:revisions as bigint[]))"
-    " as done (user_id, scope_id, revision)"
-    " where upkeep.user_id = done.user_id and upkeep.scope_id = done.scope_id and upkeep.task = :task"
+    " from (select upkeep.user_id, upkeep.scope_id, upkeep.task, told.revision from unnest(cast(:user_ids as uuid[]),"
+    " cast(:scope_ids as uuid[]), cast(:revisions as bigint[])) as told (user_id, scope_id, revision)"
+    " join upkeep on upkeep.user_id = told.user_id and upkeep.scope_id = told.scope_id and upkeep.task = :task"
+    " order by upkeep.user_id, upkeep.scope_id for update of upkeep) done"
+    " where upkeep.user_id = done.user_id and upkeep.scope_id = done.scope_id and upkeep.task = done.task"
 )
 _SETTLE: Final = sa.text(f"delete from upkeep using {_OF.removeprefix(' from ')} and upkeep.revision = done.revision")  # noqa: S608 - of constants
 # What was owed anew meanwhile is due as it was said then.
@@ -78,10 +88,27 @@ async def owe(
 
     What is owed already keeps the earlier time.
     """
-    owed = list(scopes)
-    if owed:
+    await owe_all(connection, {task: delay_seconds}, scopes)
+
+
+async def owe_all(connection: AsyncConnection, delays: Mapping[Task, float], scopes: Iterable[tuple[str, str]]) -> None:
+    """Notes that tasks are owed for these scopes, each due after its delay in seconds; like `owe`, and one statement."""
+    owed = list(dict.fromkeys(scopes))
+    if owed and delays:
         values = {"user_ids": [user_id for user_id, _ in owed], "scope_ids": [scope_id for _, scope_id in owed]}
-        await connection.execute(_OWE, {**values, "task": task, "delay_seconds": delay_seconds})
+        await connection.execute(
+            _OWE, {**values, "tasks": list(delays), "delays": [float(delay) for delay in delays.values()]}
+        )
+
+
+async def set_due(connection: AsyncConnection, task: Task, scope: tuple[str, str], *, delay_seconds: float) -> None:
+    """Makes a task of a scope (user id, scope id) due after `delay_seconds` and not before, whether it is being done or not.
+
+    For a chore that knows when it comes up next: `owe` would keep the time that has come already.
+    """
+    user_id, scope_id = scope
+    values = {"user_id": user_id, "scope_id": scope_id, "task": task, "delay_seconds": max(0.0, delay_seconds)}
+    await connection.execute(_SET_DUE, values)
 
 
 class UpkeepStore:

@@ -551,6 +551,7 @@ class Started(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
     RESUMABLE_FIELD_NUMBER: _builtins.int
+    MEMORY_IDS_FIELD_NUMBER: _builtins.int
     generation_id: _builtins.str
     """UUID of the generation."""
     conversation_id: _builtins.str
@@ -567,7 +568,15 @@ class Started(_message.Message):
     """
     @_builtins.property
     def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Parts of the suite that this reply must do without: `memory`, `preferences`, `log`. Usually empty."""
+        """Parts of the suite that this reply must do without: `memory`, `preferences`, `log`. Usually empty. `memory` means that
+        memory did not answer in time, or could not recall; what it found without embeddings or summaries is not named here.
+        """
+
+    @_builtins.property
+    def memory_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """UUIDs of the memories that the model is given; the reply's own `memory_ids` names them too, with those that were added
+        when another process went on with it.
+        """
 
     def __init__(
         self,
@@ -579,10 +588,11 @@ class Started(_message.Message):
         model: _builtins.str = ...,
         degraded: _abc.Iterable[_builtins.str] | None = ...,
         resumable: _builtins.bool = ...,
+        memory_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "degraded", b"degraded", "generation_id", b"generation_id", "message_id", b"message_id", "model", b"model", "resumable", b"resumable", "user_message_id", b"user_message_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "degraded", b"degraded", "generation_id", b"generation_id", "memory_ids", b"memory_ids", "message_id", b"message_id", "model", b"model", "resumable", b"resumable", "user_message_id", b"user_message_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -125,11 +125,15 @@ class AssembleContextResponse(_message.Message):
 
     @_builtins.property
     def memories(self) -> _containers.RepeatedCompositeFieldContainer[Global___Memory]:
-        """Memories about `query` that `messages` do not hold, oldest first, within `memory_token_budget`."""
+        """Memories about `query` that `messages` do not hold, oldest first, within `memory_token_budget`. A message that would take
+        more than a quarter of it is cut around what was asked; `…` stands where something is left out.
+        """
 
     @_builtins.property
     def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Parts that recall had to do without: `embeddings`. Usually empty."""
+        """Parts that the answer had to do without, because they were late or away: `embeddings`, `recall`, `summaries`. Usually
+        empty.
+        """
 
     def __init__(
         self,
@@ -1000,6 +1004,7 @@ class MemoryRecord(_message.Message):
 
     MESSAGE_FIELD_NUMBER: _builtins.int
     FACT_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def message(self) -> Global___MessageRecord:
         """A message."""
@@ -1008,21 +1013,52 @@ class MemoryRecord(_message.Message):
     def fact(self) -> Global___FactRecord:
         """A fact, current or not."""
 
+    @_builtins.property
+    def end(self) -> Global___ExportEnd:
+        """The last of an export. An import looks over it."""
+
     def __init__(
         self,
         *,
         message: Global___MessageRecord | None = ...,
         fact: Global___FactRecord | None = ...,
+        end: Global___ExportEnd | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fact", b"fact", "message", b"message", "record", b"record"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "fact", b"fact", "message", b"message", "record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fact", b"fact", "message", b"message", "record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "fact", b"fact", "message", b"message", "record", b"record"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["message", "fact"]  # noqa: Y015
+    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["message", "fact", "end"]  # noqa: Y015
     _WhichOneofArgType_record: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_record) -> _WhichOneofReturnType_record | None: ...
 
 Global___MemoryRecord: _TypeAlias = MemoryRecord  # noqa: Y015
+
+@_typing.final
+class ExportEnd(_message.Message):
+    """Closes an export: it is whole."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
+    FACT_COUNT_FIELD_NUMBER: _builtins.int
+    message_count: _builtins.int
+    """How many messages came before."""
+    fact_count: _builtins.int
+    """How many facts, earlier versions included."""
+    def __init__(
+        self,
+        *,
+        message_count: _builtins.int = ...,
+        fact_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fact_count", b"fact_count", "message_count", b"message_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportEnd: _TypeAlias = ExportEnd  # noqa: Y015
 
 @_typing.final
 class MessageRecord(_message.Message):

@@ -206,7 +206,9 @@ class MemoryServiceServicer:
 
     def ExportMemories(self, request, context):
         """Gives everything that is remembered, as records that ImportMemories takes: messages first, then facts with their
-        history. Over REST a line of JSON each. The state of one moment.
+        history. The state of one moment. Over REST a line of JSON each (`application/x-ndjson`). An export is whole when its
+        last record is `end`, and only then: a failure on the way is a status in gRPC, but HTTP/1.1 has no place for one behind
+        the first line.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -214,7 +216,9 @@ class MemoryServiceServicer:
 
     def ImportMemories(self, request, context):
         """Takes records of an export, in their order. All of a call or nothing; idempotent by id: what is known stays as it is. A
-        record of what was deleted here is not taken.
+        record of what was deleted here is not taken. A longer export is taken in several calls. Over REST a call is also bounded
+        by the edge's limit of a body (MAX_BODY_BYTES, 2 MiB by default): one that is refused with REQUEST_TOO_LARGE holds fewer
+        records when it comes again.
 
         Reasons: LIMIT_REACHED.
         """

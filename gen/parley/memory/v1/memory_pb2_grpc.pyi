@@ -68,11 +68,15 @@ class MemoryServiceStub:
     """
     ExportMemories: _aio.UnaryStreamMultiCallable[_memory_pb2.ExportMemoriesRequest, _memory_pb2.MemoryRecord]
     """Gives everything that is remembered, as records that ImportMemories takes: messages first, then facts with their
-    history. Over REST a line of JSON each. The state of one moment.
+    history. The state of one moment. Over REST a line of JSON each (`application/x-ndjson`). An export is whole when its
+    last record is `end`, and only then: a failure on the way is a status in gRPC, but HTTP/1.1 has no place for one behind
+    the first line.
     """
     ImportMemories: _aio.UnaryUnaryMultiCallable[_memory_pb2.ImportMemoriesRequest, _memory_pb2.ImportMemoriesResponse]
     """Takes records of an export, in their order. All of a call or nothing; idempotent by id: what is known stays as it is. A
-    record of what was deleted here is not taken.
+    record of what was deleted here is not taken. A longer export is taken in several calls. Over REST a call is also bounded
+    by the edge's limit of a body (MAX_BODY_BYTES, 2 MiB by default): one that is refused with REQUEST_TOO_LARGE holds fewer
+    records when it comes again.
 
     Reasons: LIMIT_REACHED.
     """
@@ -209,7 +213,9 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_memory_pb2.ExportMemoriesRequest, _abc.AsyncIterator[_memory_pb2.MemoryRecord]],
     ) -> _abc.AsyncIterator[_memory_pb2.MemoryRecord]:
         """Gives everything that is remembered, as records that ImportMemories takes: messages first, then facts with their
-        history. Over REST a line of JSON each. The state of one moment.
+        history. The state of one moment. Over REST a line of JSON each (`application/x-ndjson`). An export is whole when its
+        last record is `end`, and only then: a failure on the way is a status in gRPC, but HTTP/1.1 has no place for one behind
+        the first line.
         """
 
     @_abc_1.abstractmethod
@@ -219,7 +225,9 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_memory_pb2.ImportMemoriesRequest, _abc.Awaitable[_memory_pb2.ImportMemoriesResponse]],
     ) -> _abc.Awaitable[_memory_pb2.ImportMemoriesResponse]:
         """Takes records of an export, in their order. All of a call or nothing; idempotent by id: what is known stays as it is. A
-        record of what was deleted here is not taken.
+        record of what was deleted here is not taken. A longer export is taken in several calls. Over REST a call is also bounded
+        by the edge's limit of a body (MAX_BODY_BYTES, 2 MiB by default): one that is refused with REQUEST_TOO_LARGE holds fewer
+        records when it comes again.
 
         Reasons: LIMIT_REACHED.
         """

@@ -1,0 +1,1 @@
+"""What texts mean, as vectors: asked of the provider, kept beside the texts, made anew when the model changes."""

@@ -1,0 +1,252 @@
+"""From proposals to changes of facts.
+
+Owns what a proposal comes to, given the facts that are known. Invariants: nothing is taken that validation refuses; what is
+known already is confirmed, however it was proposed; a contradiction replaces what it contradicts; a model changes by their
+numbers only facts that it was shown. It decides one proposal after the other, by the order in which they were said, each on
+what those before it changed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Final, TypedDict
+
+from services.memory.extraction.attributes import is_single, normal_attribute, normal_subject
+from services.memory.extraction.batch import Batch, Shown
+from services.memory.extraction.likeness import Claim, are_related, contradicts, denies, say_the_same
+from services.memory.extraction.proposals import Proposal, date_of, is_plausible
+from services.memory.extraction.validation import (
+    Reason,
+    Refused,
+    check_grounds,
+    check_mention,
+    check_text,
+    sources_of,
+)
+from services.memory.facts.changes import Add, Change, Close, Confirm, Replace
+from services.memory.records import Fact, Origin, Source, Stamp
+
+_FORMER: Final = "former"
+_LEAST, _MOST = 1, 10
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What the first proposals come to, up to the message `last_sequence`; `rest` are to be judged when that is stored."""
+
+    changes: Sequence[Change]
+    refused: Sequence[Reason]
+    rest: Sequence[Proposal]
+    last_sequence: int
+
+
+def settle(proposals: Sequence[Proposal], *, batch: Batch, known: Sequence[Fact], shown: Mapping[int, str]) -> Settled:
+    """Judges proposals, given the facts that are known now, and the ids of those that the model was shown, by number."""
+    judgement, refused = _Judgement.on(batch, known), list[Reason]()
+    ordered = sorted(proposals, key=lambda one: _last_sequence(one, batch))
+    for proposal in ordered:
+        try:
+            judgement.judge(proposal, shown)
+        except Refused as error:
+            refused.append(error.reason)
+        except _Unsettled:
+            # Once more without what was said since: that what it changes is there when it comes.
+            since = _last_sequence(proposal, batch)
+            place = next(place for place, one in enumerate(ordered) if _last_sequence(one, batch) == since)
+            first = settle(ordered[:place], batch=batch, known=known, shown=shown)
+            return replace(first, rest=ordered[place:], last_sequence=since - 1)
+    return Settled(judgement.changes, refused, (), batch.last_sequence)
+
+
+class _Unsettled(Exception):
+    """The proposal changes a fact that is only about to be added: it is to be judged again when that one is there."""
+
+
+class _Content(TypedDict):
+    text: str
+    subject: str
+    attribute: str
+    importance: int
+    stamped_by: Stamp
+    origin: Origin
+    sources: Sequence[Source]
+
+
+@dataclass(slots=True)
+class _Known:
+    """A current fact; without an id one that is about to be added, by the change at `added`, said up to `last_sequence`."""
+
+    claim: Claim
+    fact_id: str | None = None
+    valid_from: datetime | None = None
+    added: int = -1
+    last_sequence: int = 0
+
+
+@dataclass(slots=True)
+class _Judgement:
+    """The changes that the proposals of one batch come to."""
+
+    batch: Batch
+    known: list[_Known] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+
+    @classmethod
+    def on(cls, batch: Batch, facts: Sequence[Fact]) -> "_Judgement":
+        """Begins with the facts that are known now."""
+        known = [_Known(_claim(fact.text, fact.subject, fact.attribute), fact.id, fact.valid_from) for fact in facts]
+        return cls(batch, known)
+
+    def judge(self, proposal: Proposal, shown: Mapping[int, str]) -> None:
+        """Adds what the proposal comes to. Raises Refused, and _Unsettled where the changes so far must be made first."""
+        sources = sources_of(proposal, self.batch)
+        match proposal.operation:
+            case "ADD":
+                check_text(proposal)
+                check_grounds(proposal, sources)
+                self._take(proposal, sources)
+            case "UPDATE":
+                self._update(proposal, self._target(proposal, shown), sources)
+            case "INVALIDATE":
+                self._close(self._mentioned(proposal, shown, sources), proposal, sources)
+            case "NOOP" if proposal.fact is not None:
+                self._confirm(self._mentioned(proposal, shown, sources), sources)
+
+    def _target(self, proposal: Proposal, shown: Mapping[int, str]) -> _Known | None:
+        """The fact that is meant; None for one that is not current any more."""
+        if proposal.fact is None or proposal.fact not in shown:
+            raise Refused("unknown_fact")
+        fact_id = shown[proposal.fact]
+        return next((one for one in self.known if one.fact_id == fact_id), None)
+
+    def _mentioned(self, proposal: Proposal, shown: Mapping[int, str], sources: Sequence[Shown]) -> _Known:
+        target = self._target(proposal, shown)
+        if target is None:
+            raise Refused("unknown_fact")
+        check_mention(target.claim.text, target.claim.subject, target.claim.attribute, sources)
+        return target
+
+    def _update(self, proposal: Proposal, target: _Known | None, sources: Sequence[Shown]) -> None:
+        check_text(proposal)
+        claim = _claim_of(proposal)
+        if target is None or not are_related(claim, target.claim):
+            check_grounds(proposal, sources)
+            self._take(proposal, sources)
+            return
+        check_grounds(proposal, sources, known_text=target.claim.text)
+        claim = replace(claim, subject=target.claim.subject, attribute=claim.attribute or target.claim.attribute)
+        if say_the_same(claim, target.claim) and say_the_same(target.claim, claim):
+            self._confirm(target, sources)
+        else:
+            self._replace(target, claim, proposal, sources)
+
+    def _take(self, proposal: Proposal, sources: Sequence[Shown]) -> None:
+        """A fact that is new by the model's word: it may be known, or contradict what is known."""
+        claim = _as_of(proposal, sources)
+        same = next((one for one in self.known if say_the_same(claim, one.claim)), None)
+        against = next((one for one in self.known if contradicts(claim, one.claim)), None)
+        if same is not None:
+            self._confirm(same, sources)
+        elif against is None:
+            self._add(claim, proposal, sources)
+        elif denies(claim, against.claim):
+            self._close(against, proposal, sources)
+        elif claim.is_negative and is_single(claim.attribute):
+            # "Does not live in Rome" says nothing of where somebody lives.
+            raise Refused("outdated")
+        else:
+            self._replace(against, claim, proposal, sources)
+
+    def _add(self, claim: Claim, proposal: Proposal, sources: Sequence[Shown]) -> None:
+        valid_from, place = _time(proposal.valid_from, sources), len(self.changes)
+        self.changes.append(Add(**self._content(claim, proposal, sources), valid_from=valid_from))
+        self.known.append(_Known(claim, None, valid_from, place, sources[-1].turn.sequence))
+
+    def _replace(self, target: _Known, claim: Claim, proposal: Proposal, sources: Sequence[Shown]) -> None:
+        valid_from = _time(proposal.valid_from, sources) or _said(sources)
+        if target.valid_from is not None and valid_from < target.valid_from:
+            # Said, or true, before what is known now: a conversation that is read late.
+            raise Refused("outdated")
+        content = self._content(claim, proposal, sources)
+        if target.fact_id is not None:
+            seen = target.claim.text
+            self.changes.append(Replace(**content, valid_from=valid_from, fact_id=target.fact_id, seen_text=seen))
+        else:
+            self._check_settled(target, sources)
+            self.changes[target.added] = Add(**content, valid_from=valid_from)
+        target.claim, target.valid_from = claim, valid_from
+
+    def _close(self, target: _Known, proposal: Proposal, sources: Sequence[Shown]) -> None:
+        if target.fact_id is None:
+            self._check_settled(target, sources)
+            raise Refused("outdated")
+        self.changes.append(
+            Close(
+                fact_id=target.fact_id,
+                valid_to=_time(proposal.valid_to, sources) or _said(sources),
+                sources=self._sources(sources),
+                seen_text=target.claim.text,
+            )
+        )
+        self.known.remove(target)
+
+    def _confirm(self, target: _Known, sources: Sequence[Shown]) -> None:
+        more, seen = self._sources(sources), target.claim.text
+        if target.fact_id is not None:
+            self.changes.append(Confirm(fact_id=target.fact_id, stamped_by="user", sources=more, seen_text=seen))
+            return
+        added = self.changes[target.added]
+        if isinstance(added, Add):
+            self.changes[target.added] = replace(added, sources=tuple(dict.fromkeys((*added.sources, *more))))
+
+    def _check_settled(self, target: _Known, sources: Sequence[Shown]) -> None:
+        """Raises _Unsettled for a fact that an earlier message is about to add. Within one message the last word counts."""
+        if target.last_sequence < sources[-1].turn.sequence:
+            raise _Unsettled
+
+    def _content(self, claim: Claim, proposal: Proposal, sources: Sequence[Shown]) -> _Content:
+        return {
+            "text": claim.text,
+            "subject": claim.subject,
+            "attribute": claim.attribute,
+            "importance": min(max(proposal.importance, _LEAST), _MOST),
+            "stamped_by": "user",
+            "origin": "extracted",
+            "sources": self._sources(sources),
+        }
+
+    def _sources(self, sources: Sequence[Shown]) -> tuple[Source, ...]:
+        return tuple(Source(self.batch.conversation_id, one.turn.message_id) for one in sources)
+
+
+def _last_sequence(proposal: Proposal, batch: Batch) -> int:
+    """The place of the last message that a proposal comes from: what was said later decides."""
+    return max((one.turn.sequence for one in batch.shown if one.number in proposal.sources and one.is_users), default=0)
+
+
+def _claim_of(proposal: Proposal) -> Claim:
+    return _claim(proposal.text, proposal.subject, proposal.attribute)
+
+
+def _claim(text: str, subject: str, attribute: str) -> Claim:
+    return Claim(" ".join(text.split()), normal_subject(subject), normal_attribute(attribute))
+
+
+def _as_of(proposal: Proposal, sources: Sequence[Shown]) -> Claim:
+    """What held once stands beside what holds now: of its property there may be others."""
+    claim, ended = _claim_of(proposal), _time(proposal.valid_to, sources)
+    if ended is None or ended > _said(sources) or not is_single(claim.attribute):
+        return claim
+    return replace(claim, attribute=f"{_FORMER} {claim.attribute}")
+
+
+def _said(sources: Sequence[Shown]) -> datetime:
+    return max(one.turn.create_time for one in sources)
+
+
+def _time(told: str | None, sources: Sequence[Shown]) -> datetime | None:
+    """A date of a proposal; None for what cannot be meant. The day of its message is the moment when it was said."""
+    time, said = date_of(told), _said(sources)
+    if time is None or not is_plausible(time, said=said):
+        return None
+    return said if said - timedelta(days=1) < time <= said else time

@@ -1,0 +1,32 @@
+"""The database of memory from outside: what is really in its tables, whoever's it is."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from suite.databases import ServiceDatabase
+
+Connection = psycopg.AsyncConnection[TupleRow]
+
+
+@asynccontextmanager
+async def opened(database: ServiceDatabase) -> AsyncIterator[Connection]:
+    """A transaction that sees every row."""
+    async with await psycopg.AsyncConnection.connect(database.migration_url) as connection:
+        await connection.execute("select set_config('parley.scope', 'service', true)")
+        yield connection
+
+
+async def fetch(database: ServiceDatabase, query: LiteralString, *values: object) -> list[tuple[Any, ...]]:
+    """The rows of a query."""
+    async with opened(database) as connection:
+        return await (await connection.execute(query, values)).fetchall()
+
+
+async def run(database: ServiceDatabase, statement: LiteralString, *values: object) -> None:
+    """Runs a statement."""
+    async with opened(database) as connection:
+        await connection.execute(statement, values)
