@@ -274,8 +274,9 @@ async def test_nothing_is_lost_when_the_database_dies_under_the_work(run_folder:
                 await back.wait()
             await work.do(owed)
 
-        # A lease of minutes: what was claimed at the crash is given back long before it ends.
-        async with beside(Upkeep(store, [Chore("embed", do, batch=8, concurrency=2, timeout_seconds=60)], FAST).run()):
+        # A long lease: what was claimed at the crash is given back before it ends.
+        chore = Chore("embed", do, batch=8, concurrency=2, timeout_seconds=60)
+        async with beside(Upkeep(store, [chore], FAST, lease_seconds=120).run()):
             await asyncio.wait_for(began.wait(), 5)
             await server.stop()
             back.set()
@@ -286,6 +287,23 @@ async def test_nothing_is_lost_when_the_database_dies_under_the_work(run_folder:
     finally:
         await opened.close()
         await server.stop()
+
+
+async def test_what_is_worked_on_for_longer_than_a_lease_stays_claimed(opened: Database, store: UpkeepStore) -> None:
+    await owe_some(opened, 1)
+    began, done = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: Sequence[Owed]) -> None:
+        began.set()
+        await done.wait()
+
+    async with beside(Upkeep(store, [Chore("embed", slow)], FAST, lease_seconds=0.4).run()):
+        await asyncio.wait_for(began.wait(), 5)
+        for _ in range(10):
+            await asyncio.sleep(0.1)
+            assert await store.claim("embed", most=1, lease_seconds=60) == []
+        done.set()
+        await nothing_left(store)
 
 
 async def test_a_claim_reads_the_index_in_order_however_much_waits(opened: Database, database: ServiceDatabase) -> None:

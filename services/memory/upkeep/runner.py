@@ -1,15 +1,16 @@
 """The standing duty that does what is owed.
 
-Owns when and how much at once. Invariants: at most `concurrency` batches of a chore run in a process; a model that is away
-pauses its chores, ever longer, and is tried with one piece alone before the rest follows: no storm when it is back; a
-piece that fails by its own fault is tried `most_tries` times and then given up, with a word in the log.
+Owns when and how much at once. Invariants: at most `concurrency` batches of a chore run in a process; what a process works
+on is its own while it lives, and free soon after it died; a model that is away pauses its chores, ever longer, and is tried
+with one piece alone before the rest follows: no storm when it is back; a piece that fails by its own fault is tried
+`most_tries` times and then given up, with a word in the log.
 """
 
 import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -40,6 +41,9 @@ _FIRST_RETRY_SECONDS: Final = 10.0
 # At most so long is waited because the provider says so.
 _LONGEST_STATED_SECONDS: Final = 600.0
 _GIVE_BACK_SECONDS: Final = 2.0
+# Renewed a few times before it ends, so that one that is lost, or a process that was slow, costs nothing.
+_LEASE_SECONDS: Final = 20.0
+_RENEWALS_A_LEASE: Final = 4
 
 
 class Unworkable(Exception):
@@ -102,8 +106,16 @@ class _Lane:
 class Upkeep:
     """Does the chores of this process, for all users, as a standing duty."""
 
-    def __init__(self, store: UpkeepStore, chores: Sequence[Chore], pauses: Pauses | None = None) -> None:
+    def __init__(
+        self,
+        store: UpkeepStore,
+        chores: Sequence[Chore],
+        pauses: Pauses | None = None,
+        *,
+        lease_seconds: float = _LEASE_SECONDS,
+    ) -> None:
         self._store = store
+        self._lease_seconds = lease_seconds
         self._pauses = pauses or Pauses()
         self._lanes = [_Lane(chore) for chore in chores]
 
@@ -135,7 +147,7 @@ class Upkeep:
         chore = lane.chore
         try:
             await self._give_back(lane)
-            owed = await self._store.claim(chore.task, most=most, lease_seconds=2 * chore.timeout_seconds)
+            owed = await self._store.claim(chore.task, most=most, lease_seconds=self._lease_seconds)
             if owed:
                 await self._do_claimed(lane, owed)
         except (ServiceError, *DATABASE_FAILURES) as error:
@@ -159,7 +171,8 @@ class Upkeep:
 
     async def _do_claimed(self, lane: _Lane, owed: Sequence[Owed]) -> None:
         try:
-            await self._do(lane.chore, owed)
+            async with self._renewed(owed):
+                await self._do(lane.chore, owed)
         except DATABASE_FAILURES:
             lane.abandoned += owed
             raise
@@ -169,6 +182,28 @@ class Upkeep:
                 async with asyncio.timeout(_GIVE_BACK_SECONDS):
                     await self._store.postpone(owed, delay_seconds=0, is_own_fault=False)
             raise
+
+    @contextlib.asynccontextmanager
+    async def _renewed(self, owed: Sequence[Owed]) -> AsyncIterator[None]:
+        """Keeps the claim while the block lasts."""
+        renewing = asyncio.create_task(self._renew(owed))
+        try:
+            yield
+        finally:
+            renewing.cancel()
+            await asyncio.wait({renewing})
+            if not renewing.cancelled():
+                # Only what nobody foresaw comes out of it.
+                renewing.result()
+
+    async def _renew(self, owed: Sequence[Owed]) -> None:
+        while True:
+            await asyncio.sleep(self._lease_seconds / _RENEWALS_A_LEASE)
+            try:
+                await self._store.renew(owed, lease_seconds=self._lease_seconds)
+            except DATABASE_FAILURES as error:
+                # Whoever claims it then does the same again; both results are one.
+                log.warning("upkeep.claim_not_renewed", task=owed[0].task, error=type(error).__name__)
 
     async def _do(self, chore: Chore, owed: Sequence[Owed]) -> None:
         try:

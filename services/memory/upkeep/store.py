@@ -49,6 +49,7 @@ _OF: Final = (
     " where upkeep.user_id = done.user_id and upkeep.scope_id = done.scope_id and upkeep.task = done.task"
 )
 _SETTLE: Final = sa.text(f"delete from upkeep using {_OF.removeprefix(' from ')} and upkeep.revision = done.revision")  # noqa: S608 - of constants
+_RENEW: Final = sa.text("update upkeep set claim_until = now() + make_interval(secs => :lease_seconds)" + _OF)  # noqa: S608 - of constants
 # What was owed anew meanwhile is due as it was said then.
 _RELEASE: Final = sa.text("update upkeep set claim_until = null, tries = 0" + _OF)  # noqa: S608 - of constants
 _POSTPONE: Final = sa.text(
@@ -123,6 +124,10 @@ class UpkeepStore:
         async with self._database.service_transaction() as connection:
             rows = (await connection.execute(_CLAIM, values)).all()
         return [Owed(*row) for row in rows]
+
+    async def renew(self, claimed: Sequence[Owed], *, lease_seconds: float) -> None:
+        """Keeps what this process has claimed and still works on, for another `lease_seconds`."""
+        await self._change(claimed, _RENEW, lease_seconds=lease_seconds)
 
     async def settle(self, done: Sequence[Owed]) -> None:
         """Strikes what was done; what was owed anew meanwhile stays, free for the next claim."""
