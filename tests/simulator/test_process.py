@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -34,7 +33,7 @@ async def process(*arguments: str, **variables: str) -> AsyncIterator[asyncio.su
         await started.communicate()
 
 
-async def test_it_says_what_it_is_and_ends_within_a_second_with_open_streams() -> None:
+async def test_it_says_what_it_is_and_does_not_wait_for_open_streams_to_end() -> None:
     async with process("--port", "0", SIMULATOR_CONTROL="1") as started:
         assert started.stdout
         assert started.stderr
@@ -46,10 +45,9 @@ async def test_it_says_what_it_is_and_ends_within_a_second_with_open_streams() -
             await client.responses.create(model="sim-10000-10-0", input="go", background=True)
             await anext(aiter(stream))
             await anext(aiter(stalled))
-            asked = time.monotonic()
             started.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(started.wait(), 5) == 0
-            assert time.monotonic() - asked < 1
+            # The streams last for a hundred seconds.
+            assert await asyncio.wait_for(started.wait(), 15) == 0
             try:
                 types = [event.type async for event in stream]
             except APIConnectionError:
