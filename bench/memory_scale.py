@@ -331,7 +331,9 @@ async def _report_rows(database: ServiceDatabase, corpus: Corpus) -> None:
     async with await psycopg.AsyncConnection[tuple[Any, ...]].connect(database.migration_url) as connection:
         await connection.execute("select set_config('parley.scope', 'service', true)")
         for table in ("turns", "facts", "embeddings"):
-            count = f"select count(*), pg_size_pretty(pg_total_relation_size('{table}')) from {table}"  # noqa: S608 - of ours
+            # Of a table without partitions the tree is itself.
+            size = f"select sum(pg_total_relation_size(relid)) from pg_partition_tree('{table}')"  # noqa: S608 - of ours
+            count = f"select count(*), pg_size_pretty(({size})) from {table}"  # noqa: S608 - of ours
             row = await (await connection.execute(count.encode())).fetchone()
             if row is not None:
                 print(f"{table}: {row[0]} rows, {row[1]} with indexes")

@@ -17,6 +17,7 @@ _DATE = re.compile(
     r"|(?P<word>yesterday|today|last week|last month|last year|this year|a week ago|a month ago|a year ago)\b)",
     re.IGNORECASE,
 )
+_APART = re.compile(r"\b(?:since|last|ago|yesterday|today|this year)\b", re.IGNORECASE)
 _DAYS = {"yesterday": 1, "today": 0, "last week": 7, "a week ago": 7}
 
 
@@ -33,6 +34,12 @@ def resolved(sentence: str, *, said: date) -> tuple[str, str | None]:
         month = _number(found["recent"])
         return rest, f"{said.year if month < said.month else said.year - 1}-{month:02}"
     return rest, _of_word(found["word"].casefold(), said)
+
+
+def stands_apart(sentence: str) -> bool:
+    """Whether its date says since when or how long ago: what the rest says is the same without it."""
+    found = _DATE.search(sentence)
+    return found is not None and _APART.search(found[0]) is not None
 
 
 def _of_word(word: str, said: date) -> str:

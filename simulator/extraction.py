@@ -1,8 +1,9 @@
 """Facts out of a conversation, by rule: what a request for memory operations is answered.
 
-Owns plain English sentences in the first person ("I live in …", "my name is …", "I no longer …") and what they come to
-beside the facts that the request shows. It knows a request by its schema and reads nothing but its input. Questions, small
-talk and the assistant's messages come to nothing; the same input always comes to the same operations.
+Owns plain English statements in the first person ("I live in …", "my name is …", "I no longer …") and what they come to
+beside the facts that the request shows; each statement of a compound sentence counts. It knows a request by its schema and
+reads nothing but its input. Questions, small talk and the assistant's messages come to nothing; the same input always comes
+to the same operations.
 """
 
 import re
@@ -13,12 +14,12 @@ from typing import Any
 
 import orjson
 
-from simulator.dates import resolved
+from simulator.dates import resolved, stands_apart
 from simulator.prompt import Prompt
 from simulator.requests import JsonObject
+from simulator.sentences import sentences, statements
 
 _FIELDS = frozenset({"operation", "fact", "sources", "text", "subject", "attribute", "importance", "valid_from", "valid_to"})
-_SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 _END = r"(?=\s*(?:[,;:]|\b(?:and|but|because|which|who|since|so|now|these days|any ?more|though|as well)\b|[.!?]*$))"
 _THING = rf"(?P<value>\S.*?){_END}"
 _I_AM = r"\bI(?:'m| am)(?: (?:now|currently|still|also))?"
@@ -26,6 +27,8 @@ _I = r"\bI(?: (?:now|currently|still|also|really|just|absolutely|have|do))*"
 _KIN = (
     r"(?:wife|husband|partner|girlfriend|boyfriend|mother|mum|mom|father|dad|brother|sister|son|daughter|boss|doctor|friend)"
 )
+_POINTING = frozenset({"it", "that", "this", "there", "here", "them", "him", "her", "you", "so", "one", "to", "not"})
+_FORMER_HOME = "former home city"
 _SINGLE = frozenset({"home city", "name", "employer", "occupation", "age", "answer language", "hometown"})
 _OPPOSITE = {"likes": "dislikes", "dislikes": "likes"}
 
@@ -55,6 +58,8 @@ class _Rule:
         if found is None:
             return None
         words = {name: " ".join((word or "").split()) for name, word in found.groupdict().items()}
+        if words["value"].casefold() in _POINTING:
+            return None
         return _Said(self.text.format(**words), self.attribute.format(**words).lower(), words["value"], self.importance)
 
 
@@ -65,7 +70,13 @@ def _rule(pattern: str, attribute: str, text: str, importance: int = 5) -> _Rule
 _HOME = ("home city", "The user lives in {value}.", 8)
 _RULES = (
     _rule(rf"\b(?:moved|moving|relocated) (?:house )?(?:from .+? )?to {_THING}", *_HOME),
-    _rule(rf"(?:{_I_AM}|{_I}) (?:live|living|lived|reside|residing|based|stay|staying) (?:here )?in {_THING}", *_HOME),
+    _rule(rf"(?:{_I_AM}|{_I}) (?:live|living|reside|residing|based|stay|staying) (?:here )?in {_THING}", *_HOME),
+    _rule(rf"\bI(?:'ve| have)(?: (?:now|always|also))? lived (?:here )?in {_THING}", *_HOME),
+    _rule(
+        rf"\bI (?:once |previously |formerly )?(?:lived|used to live) in {_THING}",
+        _FORMER_HOME,
+        "The user lived in {value}.",
+    ),
     _rule(rf"\bmy (?:home|home city|city|town|place|apartment|house|flat)(?: is| is in|'s in) (?:in )?{_THING}", *_HOME),
     _rule(rf"\bhome (?:for me )?is (?:in )?{_THING}", *_HOME),
     _rule(r"^\W*(?P<value>[\w' -]+?) is (?:where I live|my home|home for me|home)\b", *_HOME),
@@ -84,7 +95,7 @@ _RULES = (
     ),
     _rule(rf"{_I} (?:like|love|enjoy|adore) {_THING}", "likes", "The user likes {value}."),
     _rule(rf"{_I} have (?P<value>an? (?:dog|cat|horse|rabbit|parrot|pet)\b.*?){_END}", "pet", "The user has {value}.", 6),
-    _rule(rf"{_I} (?:have|own) {_THING}", "has", "The user has {value}."),
+    _rule(rf"{_I} (?:have|own) (?!to\b){_THING}", "has", "The user has {value}."),
     _rule(rf"{_I} speak {_THING}", "language", "The user speaks {value}."),
     _rule(
         rf"\bmy (?P<kin>{_KIN})(?:'s name is| is called| is named| is) {_THING}", "{kin}", "The user's {kin} is {value}.", 7
@@ -104,9 +115,13 @@ _REMEMBER = re.compile(r"^\W*(?:please\s+)?(?:remember|note|don't forget)(?:\s+t
 _AS_THIRD_PERSON: tuple[tuple[str, str], ...] = (
     (r"\bI(?:'m| am)\b", "the user is"),
     (r"\bI(?:'ve| have)\b", "the user has"),
+    (r"\bI(?:'ll| will)\b", "the user will"),
+    (r"\bI (?:don't|do not)\b", "the user does not"),
     (r"^my\b", "the user's"),
     (r"\bmy\b", "their"),
+    (r"\bI ((?:would|can|could|should|may|might|must|was|had|did|can't|cannot|won't|didn't)|\w+ed)\b", r"the user \1"),
     (r"\bI (\w+(?:s|sh|ch|x|go|do))\b", r"the user \1es"),
+    (r"\bI (\w+[^\Waeiou])y\b", r"the user \1ies"),
     (r"\bI (\w+)\b", r"the user \1s"),
     (r"\bme\b", "the user"),
 )
@@ -149,15 +164,44 @@ def _join(operations: dict[str, JsonObject], new: JsonObject) -> None:
 
 
 def _read(message: JsonObject, known: list[JsonObject]) -> Iterator[JsonObject]:
-    said = date.fromisoformat(str(message["date"])[:10])
-    for sentence in _SENTENCE.findall(str(message["text"])):
-        if sentence.rstrip().endswith("?"):
+    on = date.fromisoformat(str(message["date"])[:10])
+    for sentence in sentences(str(message["text"])):
+        if sentence.endswith("?"):
             continue
-        rest, since = resolved(sentence, said=said)
-        operation = _ending(rest, known) or _telling(rest, known)
-        if operation is not None:
-            times = {"valid_to": since} if operation["operation"] == "INVALIDATE" else {"valid_from": since}
-            yield operation | times | {"sources": [message["message"]]}
+        asked = _REMEMBER.match(sentence)
+        for statement in statements(asked["what"] if asked else sentence):
+            operation = _operation_of(statement, known, on=on, is_asked=asked is not None)
+            if operation is not None:
+                yield operation | {"sources": [message["message"]]}
+
+
+def _operation_of(statement: str, known: list[JsonObject], *, on: date, is_asked: bool) -> JsonObject | None:
+    rest, since = resolved(statement, said=on)
+    ending = _ending(rest, known)
+    if ending is not None:
+        return ending | {"valid_to": since}
+    said, since = _heard(statement, on=on, is_asked=is_asked)
+    if said is None:
+        return None
+    return _telling(said, known) | {"valid_to" if said.attribute == _FORMER_HOME else "valid_from": since}
+
+
+def _heard(statement: str, *, on: date, is_asked: bool) -> tuple[_Said | None, str | None]:
+    """The fact that a statement tells, and since when it holds. A date stays where nothing is left without it."""
+    rest, since = resolved(statement, said=on)
+    plain, dated = _by_rule(rest), _by_rule(statement)
+    if since is not None and since > on.isoformat()[: len(since)]:
+        # Of what is still to come nothing holds yet.
+        return (_in_third_person(statement, "plan") if is_asked or plain or dated else None), None
+    if plain is not None:
+        return plain, since
+    if dated is not None or not is_asked:
+        return dated, None
+    return (_in_third_person(rest), since) if stands_apart(statement) else (_in_third_person(statement), None)
+
+
+def _by_rule(statement: str) -> _Said | None:
+    return next((found for rule in _RULES if (found := rule.read(statement)) is not None), None)
 
 
 def _ending(sentence: str, known: list[JsonObject]) -> JsonObject | None:
@@ -173,10 +217,7 @@ def _ending(sentence: str, known: list[JsonObject]) -> JsonObject | None:
     return None
 
 
-def _telling(sentence: str, known: list[JsonObject]) -> JsonObject | None:
-    said = next((found for rule in _RULES if (found := rule.read(sentence)) is not None), None) or _remembered(sentence)
-    if said is None:
-        return None
+def _telling(said: _Said, known: list[JsonObject]) -> JsonObject:
     same = _first(known, lambda fact: str(fact["text"]).casefold() == said.text.casefold())
     if same is not None:
         return _operation("NOOP", same["fact"], _Said("", said.attribute, ""))
@@ -195,15 +236,12 @@ def _first(facts: list[JsonObject], fits: Callable[[JsonObject], bool]) -> JsonO
     return next((fact for fact in facts if fits(fact)), None)
 
 
-def _remembered(sentence: str) -> _Said | None:
-    """What the user wants remembered and no rule knows, in the third person."""
-    found = _REMEMBER.match(sentence)
-    if found is None:
-        return None
-    text = found["what"].strip(" .!")
+def _in_third_person(statement: str, attribute: str = "note") -> _Said:
+    """What no rule knows, but the user wants remembered or plans."""
+    text = statement.strip(" ,;.!")
     for mine, theirs in _AS_THIRD_PERSON:
         text = re.sub(mine, theirs, text, flags=re.IGNORECASE)
-    return _Said(f"{text[:1].upper()}{text[1:]}.", "note", text, 7)
+    return _Said(f"{text[:1].upper()}{text[1:]}.", attribute, text, 7)
 
 
 def _operation(kind: str, fact: int | None, said: _Said) -> JsonObject:

@@ -9,7 +9,7 @@ import re
 
 import orjson
 
-from simulator import memory_calls, provider_tools, structured, summaries, task_calls
+from simulator import memory_calls, provider_tools, recollection, structured, summaries, task_calls
 from simulator.answers import Answer, Citation, FunctionCall, Reasoning, Text, WebSearch
 from simulator.prompt import Output, Prompt
 from simulator.tokens import tokenize
@@ -17,7 +17,6 @@ from simulator.tokens import tokenize
 QUOTE_LIMIT = 280
 TITLE_WORDS, TITLE_CHARACTERS = 6, 60
 
-_ASKS_ATTRIBUTE = re.compile(r"\bwhat(?:'s| is| are| was)\s+my\s+([\w' -]{2,40}?)\s*(?:\?|\.|!|$)", re.IGNORECASE)
 _ASKS_LAST = re.compile(
     r"\bwhat\s+(?:did|have)\s+i\s+(?:just\s+|last\s+)?(?:say|said|tell|told|write|written|ask|asked)\b", re.IGNORECASE
 )
@@ -112,23 +111,7 @@ def _recalled(prompt: Prompt) -> str | None:
         return f"The first thing you said was: {quote(said[0])}."
     if _ASKS_LAST.search(asked):
         return f"You just said: {quote(said[-1])}." if said else "You have not said anything before this."
-    wanted = _ASKS_ATTRIBUTE.search(asked)
-    return _attribute(prompt, wanted[1].strip()) if wanted else None
-
-
-def _attribute(prompt: Prompt, attribute: str) -> str | None:
-    """`Your <attribute> is …`, from the newest of what the user said, else from the newest memory or the instructions."""
-    pattern = re.compile(
-        rf"\b(?:my|user(?:'s)?|their|your)\s+{re.escape(attribute)}\s+(?:is|are|was|:)\s+([^.!?\n;,\"\\]{{1,80}})",
-        re.IGNORECASE,
-    )
-    for text in (*reversed(prompt.earlier_user_texts), *reversed(prompt.background.splitlines())):
-        found = pattern.search(text)
-        if found:
-            return f"Your {attribute} is {found[1].strip()}."
-    if attribute.lower() in ("list", "tasks", "to-do list", "todo list"):
-        return None
-    return f"You have not told me what your {attribute} is."
+    return recollection.answer_of(prompt)
 
 
 def _echo(prompt: Prompt) -> str:

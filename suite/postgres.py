@@ -30,7 +30,21 @@ STOP_LADDER = (
     Rung(signal.SIGINT, 20.0),
     Rung(signal.SIGQUIT, 5.0),
 )  # fast, then immediate: recovered at the next start
+MEBIBYTE = 1 << 20
+MOST_BUFFERS_MEBIBYTES = 512
+
+
+def _shared_buffers() -> str:
+    """A sixteenth of the machine's memory, from 128 MB on (Postgres's own default): other programs need theirs."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MEBIBYTE
+    return f"{max(128, min(MOST_BUFFERS_MEBIBYTES, memory // 16))}MB"
+
+
 SETTINGS = {
+    # Memory's search reads all that is remembered of a user.
+    "shared_buffers": _shared_buffers(),
+    # As of a disk without a head to move: or a user's rows would be looked for by reading everybody's.
+    "random_page_cost": "1.1",
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
     "max_connections": "300",

@@ -46,7 +46,7 @@ class Preferences:
 
 @dataclass(frozen=True, slots=True)
 class KnownPreferences:
-    """Preferences, and whether they are what auth says now; otherwise the last that it said, or the defaults."""
+    """Preferences, and whether they are what auth says now; else the last that it said, or the defaults without memory."""
 
     preferences: Preferences
     is_current: bool
@@ -59,7 +59,8 @@ class _Entry:
     believe_until: float
 
 
-_UNKNOWN: Final = KnownPreferences(Preferences(), is_current=False)
+# Who may have said no to memory is not remembered on a guess.
+_UNKNOWN: Final = KnownPreferences(Preferences(memory_enabled=False), is_current=False)
 
 
 class PreferenceClient:

@@ -33,7 +33,7 @@ from services.memory.summaries.writer import SummaryWriter
 from services.memory.transfer.export_store import ExportLimits, ExportStore
 from services.memory.transfer.import_store import ImportLimits, ImportStore
 from services.memory.upkeep.runner import Chore, Pauses, Upkeep
-from services.memory.upkeep.store import UpkeepStore
+from services.memory.upkeep.store import Task, UpkeepStore
 from services.memory.working_set import WorkingSet, WorkingSetLimits
 from services.runtime.database import Database, serving_database
 from services.runtime.duties import beside
@@ -81,9 +81,8 @@ async def open_memory(settings: MemorySettings, parts: AsyncExitStack) -> Memory
     client = open_client(settings)
     parts.push_async_callback(client.close)
     embedder = _open_embedder(settings, client)
-    turns = TurnStore(
-        database, Consequences({"embed": 0, "extract": settings.extraction_delay_seconds}, _summary_limits(settings))
-    )
+    delays: dict[Task, float] = {"embed": 0, "extract": settings.extraction_delay_seconds}
+    turns = TurnStore(database, Consequences(delays, _summary_limits(settings)))
     conversations = ConversationMemory(turns, _open_working_set(settings, parts), _context_limits(settings))
     summaries = SummaryStore(database, _summary_limits(settings))
     facts = _open_facts(settings, database)
@@ -95,8 +94,7 @@ async def open_memory(settings: MemorySettings, parts: AsyncExitStack) -> Memory
         *_extraction_chores(settings, database, facts, jobs),
         *_summary_chores(settings, summaries, jobs),
     ]
-    pauses = Pauses(settings.upkeep_retry_seconds, settings.upkeep_longest_pause_seconds)
-    upkeep = Upkeep(UpkeepStore(database), chores, pauses)
+    upkeep = _open_upkeep(settings, database, chores)
     recall = _open_recall(settings, database, embedder)
     servicer = MemoryServicer(
         assembly=_open_assembly(settings, conversations, recall, summaries),
@@ -108,21 +106,23 @@ async def open_memory(settings: MemorySettings, parts: AsyncExitStack) -> Memory
         recall=recall,
         summaries=summaries,
     )
-    return Memory(
-        mount=Mount(
-            memory_pb2_grpc.add_MemoryServiceServicer_to_server,
-            servicer,
-            memory_pb2.DESCRIPTOR.services_by_name["MemoryService"],
-        ),
-        conversations=conversations,
-        upkeep=upkeep,
-        duties=[
-            sweep_evictions(conversations, interval_seconds=settings.eviction_sweep_seconds),
-            sweep_expired(facts, interval_seconds=settings.expiry_sweep_seconds),
-            embedding.renew(),
-            upkeep.run(),
-        ],
-    )
+    duties = [
+        sweep_evictions(conversations, interval_seconds=settings.eviction_sweep_seconds),
+        sweep_expired(facts, interval_seconds=settings.expiry_sweep_seconds),
+        embedding.renew(),
+        upkeep.run(),
+    ]
+    return Memory(_mount(servicer), conversations, upkeep, duties)
+
+
+def _mount(servicer: MemoryServicer) -> Mount:
+    service = memory_pb2.DESCRIPTOR.services_by_name["MemoryService"]
+    return Mount(memory_pb2_grpc.add_MemoryServiceServicer_to_server, servicer, service)
+
+
+def _open_upkeep(settings: MemorySettings, database: Database, chores: Sequence[Chore]) -> Upkeep:
+    pauses = Pauses(settings.upkeep_retry_seconds, settings.upkeep_longest_pause_seconds)
+    return Upkeep(UpkeepStore(database), chores, pauses)
 
 
 def _open_facts(settings: MemorySettings, database: Database) -> FactStore:

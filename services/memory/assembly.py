@@ -1,16 +1,16 @@
 """What the model is told in one turn: the conversation's latest messages, and what is remembered beyond them.
 
 Owns what goes in and how long it may take. Invariants: the messages are never kept waiting for the rest, whose parts have a
-deadline each and are named where they are missing; nothing is said twice; memories stay within their budget, chosen by how
-well they fit and told in the order of time; summaries are given as they were written, so that the same state gives the same
-bytes. It refuses to look for memories where the user said nothing to look for.
+deadline each, from the beginning of the call on, and are named where they are missing; nothing is said twice; memories stay
+within their budget, chosen by how well they fit and told in the order of time; summaries are given as they were written, so
+that the same state gives the same bytes. It refuses to look for memories where the user said nothing to look for.
 """
 
 import asyncio
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final, TypeVar
+from typing import Final, TypeGuard, TypeVar
 
 import structlog
 
@@ -20,7 +20,7 @@ from services.memory.excerpt import excerpt
 from services.memory.extraction.vocabulary import FUNCTION_WORDS, SMALL_TALK
 from services.memory.extraction.words import words
 from services.memory.recall.search import Found, Recall, SearchResult
-from services.memory.summaries.records import SummaryPair
+from services.memory.summaries.records import Summary, SummaryPair
 from services.memory.summaries.store import SummaryStore
 from services.memory.tokens import text_tokens
 from services.memory.turns import ConversationKey
@@ -42,7 +42,10 @@ _TELLS_NOTHING: Final = FUNCTION_WORDS | SMALL_TALK | {"why", "how"}
 
 @dataclass(frozen=True, slots=True)
 class AssemblyLimits:
-    """Tokens of memories when the caller names none, the most that it may ask for, and how long each part may take."""
+    """Tokens of memories when the caller names none, the most that it may ask for, and when each part is late.
+
+    `recall_seconds` and `summaries_seconds` count from the beginning of the call.
+    """
 
     default_memory_tokens: int
     most_memory_tokens: int
@@ -86,7 +89,7 @@ class Assembly:
             context,
             sorted(_chosen(found.found, query, budget), key=_time),
             person_summary=pair.person.text if pair.person else "",
-            conversation_summary=pair.conversation.text if pair.conversation and _begins_later(context) else "",
+            conversation_summary=pair.conversation.text if _tells_more(pair.conversation, context) else "",
             degraded=sorted({*degraded, *found.degraded}),
         )
 
@@ -94,15 +97,14 @@ class Assembly:
         self, key: ConversationKey, query: str, token_budget: int, degraded: list[str]
     ) -> tuple[Context, SummaryPair, SearchResult]:
         """All at once, but that recall waits for the messages, so as not to find them again. Raises what those raise."""
-        limits = self._limits
+        limits, began = self._limits, asyncio.get_running_loop().time()
         try:
             async with asyncio.TaskGroup() as group:
-                summaries = group.create_task(
-                    _in_time("summaries", self._read_summaries(key), SummaryPair(), limits.summaries_seconds, degraded)
-                )
+                read, end = self._read_summaries(key), began + limits.summaries_seconds
+                summaries = group.create_task(_in_time("summaries", read, SummaryPair(), end, degraded))
                 context = await self._conversations.assemble(key, token_budget=token_budget)
                 recalled = self._find(key.user_id, query, context)
-                found = await _in_time("recall", recalled, _NOTHING, limits.recall_seconds, degraded)
+                found = await _in_time("recall", recalled, _NOTHING, began + limits.recall_seconds, degraded)
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return context, summaries.result(), found
@@ -122,10 +124,10 @@ def asks_something(query: str) -> bool:
     return any(word not in _TELLS_NOTHING for word in words(query))
 
 
-async def _in_time(part: str, work: Awaitable[Part], instead: Part, seconds: float, degraded: list[str]) -> Part:
-    """What a part gives, or what stands in for it where it is late or away."""
+async def _in_time(part: str, work: Awaitable[Part], instead: Part, end: float, degraded: list[str]) -> Part:
+    """What a part gives, or what stands in for it where it is late or away; `end` is a time of the loop's clock."""
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout_at(end):
             return await work
     except (TimeoutError, ServiceError, *DATABASE_FAILURES) as error:
         log.warning("context.degraded", part=part, error=type(error).__name__)
@@ -133,9 +135,12 @@ async def _in_time(part: str, work: Awaitable[Part], instead: Part, seconds: flo
         return instead
 
 
-def _begins_later(context: Context) -> bool:
-    """Whether the conversation has messages before those that are told."""
-    return context.turns[0].sequence > 1 if context.turns else context.last_sequence > 0
+def _tells_more(summary: Summary | None, context: Context) -> TypeGuard[Summary]:
+    """Whether a conversation's summary is of messages before those that are told, or behind a hole where these end."""
+    if summary is None:
+        return False
+    begins_later = context.turns[0].sequence > 1 if context.turns else context.last_sequence > 0
+    return begins_later or summary.last_sequence > context.last_sequence
 
 
 def _chosen(found: Sequence[Found], query: str, budget: int) -> Iterator[Found]:

@@ -25,17 +25,17 @@ class Consequences:
         self._delays = delays
         self._summaries = summaries
 
-    async def of_recorded(self, connection: AsyncConnection, changes: Mapping[ConversationKey, Merge]) -> None:
-        """Notes what is owed for the conversations that took something new."""
+    async def of_recorded(
+        self, connection: AsyncConnection, changes: Mapping[ConversationKey, Merge], extracted: Mapping[ConversationKey, int]
+    ) -> None:
+        """Notes what is owed for the conversations that took something new.
+
+        `extracted`: how far each was read for facts; what is new before that came late, or was written anew.
+        """
         changed = [key for key, change in changes.items() if change.accepted]
         await owe_all(connection, self._delays, [(key.user_id, key.conversation_id) for key in changed])
         first = {key: min(turn.sequence for turn in change.accepted) for key, change in changes.items() if change.accepted}
         await follow_recorded(connection, first, self._summaries)
-        rewritten = {key: first[key] for key, change in changes.items() if _is_rewritten(change)}
-        if rewritten:
-            await read_again(connection, rewritten)
-
-
-def _is_rewritten(change: Merge) -> bool:
-    """Whether something that was read may be there in another form: an edit that was heard of late."""
-    return bool(change.displaced) or any(turn.revision and turn.role == "user" for turn in change.accepted)
+        unread = {key: sequence for key, sequence in first.items() if sequence <= extracted[key]}
+        if unread:
+            await read_again(connection, unread)

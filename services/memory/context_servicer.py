@@ -6,18 +6,16 @@ say is checked here: a request names each message and each place once.
 
 import uuid
 from collections.abc import Iterator, Sequence
-from datetime import UTC
 from typing import Any
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from parley.memory.v1 import memory_pb2, memory_pb2_grpc
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.memory.assembly import Assembled, Assembly
 from services.memory.conversation_memory import ConversationMemory
+from services.memory.messages import told_message, turn_of_message
 from services.memory.recall.conversion import memory_of_found
-from services.memory.tokens import message_tokens
 from services.memory.turns import ConversationKey, Turn
 from services.runtime.calls import current_caller, current_user_id
 from services.runtime.errors import FieldViolation, PermissionDenied, invalid_request
@@ -128,41 +126,16 @@ def _repeated(messages: Sequence[memory_pb2.ContextMessage]) -> Iterator[FieldVi
 
 
 def _turns(messages: Sequence[memory_pb2.ContextMessage]) -> list[Turn]:
-    return [_turn(message) for message in messages]
-
-
-def _turn(message: memory_pb2.ContextMessage) -> Turn:
-    return Turn(
-        message_id=str(uuid.UUID(message.message_id)),
-        sequence=message.sequence,
-        role=message.role,
-        text=message.text,
-        revision=message.revision,
-        create_time=message.create_time.ToDatetime(tzinfo=UTC),
-        token_count=message_tokens(message.text),
-    )
+    return [turn_of_message(message) for message in messages]
 
 
 def _response(assembled: Assembled) -> memory_pb2.AssembleContextResponse:
     return memory_pb2.AssembleContextResponse(
-        messages=[_message(turn) for turn in assembled.context.turns],
+        messages=[told_message(turn) for turn in assembled.context.turns],
         last_sequence=assembled.context.last_sequence,
         token_count=assembled.context.token_count,
         memories=[memory_of_found(found) for found in assembled.memories],
         person_summary=assembled.person_summary,
         conversation_summary=assembled.conversation_summary,
         degraded=assembled.degraded,
-    )
-
-
-def _message(turn: Turn) -> memory_pb2.ContextMessage:
-    create_time = Timestamp()
-    create_time.FromDatetime(turn.create_time)
-    return memory_pb2.ContextMessage(
-        message_id=turn.message_id,
-        sequence=turn.sequence,
-        role=turn.role,
-        text=turn.text,
-        revision=turn.revision,
-        create_time=create_time,
     )

@@ -1,14 +1,16 @@
 """What memory keeps, as messages of the contract.
 
-Owns the conversion, one way: shared by every servicer of memory.
+Owns the conversion that the servicers of memory share: both ways for messages of a conversation, one way for the rest.
 """
 
-from datetime import datetime
+import uuid
+from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from parley.memory.v1 import memory_pb2
 from services.memory.records import Fact
+from services.memory.tokens import message_tokens
 from services.memory.turns import Turn
 
 
@@ -47,6 +49,31 @@ def memory_of_turn(turn: Turn, *, conversation_id: str, record_time: datetime | 
         conversation_id=conversation_id,
         sequence=turn.sequence,
         role=turn.role,
+    )
+
+
+def told_message(turn: Turn) -> memory_pb2.ContextMessage:
+    """A turn as a message of its conversation."""
+    return memory_pb2.ContextMessage(
+        message_id=turn.message_id,
+        sequence=turn.sequence,
+        role=turn.role,
+        text=turn.text,
+        revision=turn.revision,
+        create_time=timestamp(turn.create_time),
+    )
+
+
+def turn_of_message(message: memory_pb2.ContextMessage) -> Turn:
+    """A message of a conversation as a turn."""
+    return Turn(
+        message_id=str(uuid.UUID(message.message_id)),
+        sequence=message.sequence,
+        role=message.role,
+        text=message.text,
+        revision=message.revision,
+        create_time=message.create_time.ToDatetime(tzinfo=UTC),
+        token_count=message_tokens(message.text),
     )
 
 

@@ -15,6 +15,8 @@ from sqlalchemy.types import UserDefinedType
 metadata = sa.MetaData()
 
 MESSAGE_KEY: Final = "turns_user_message_key"
+# What each search reads all of, of one user. The partitions stand in migration 0002, in a schema of their own.
+BY_USER: Final = "hash (user_id)"
 
 
 def _id(name: str, *, primary_key: bool = True) -> sa.Column[str]:
@@ -93,6 +95,7 @@ turns = sa.Table(
     sa.CheckConstraint("role in ('user', 'assistant')", name="turns_role_check"),
     sa.CheckConstraint("revision >= 0", name="turns_revision_check"),
     sa.CheckConstraint("token_count >= 0", name="turns_token_count_check"),
+    postgresql_partition_by=BY_USER,
 )
 
 # Messages that were edited away, without their text: a late repeat of the call that brought them must not bring them back.
@@ -219,6 +222,7 @@ embeddings = sa.Table(
         "(kind = 'turn') = (conversation_id is not null) and (kind = 'turn') = (sequence is not null)",
         name="embeddings_place_check",
     ),
+    postgresql_partition_by=BY_USER,
 )
 sa.Index("embeddings_conversation_idx", embeddings.c.user_id, embeddings.c.conversation_id, embeddings.c.sequence)
 sa.Index("embeddings_model_idx", embeddings.c.model, embeddings.c.user_id, embeddings.c.conversation_id)

@@ -1,5 +1,7 @@
 """MemoryService over gRPC: the RPCs stand beside what they call, and come together here."""
 
+from typing import Final
+
 from services.memory.assembly import Assembly
 from services.memory.context_servicer import ContextRpcs
 from services.memory.conversation_memory import ConversationMemory
@@ -14,6 +16,10 @@ from services.memory.summaries.store import SummaryStore
 from services.memory.transfer.export_store import ExportStore
 from services.memory.transfer.import_store import ImportStore
 from services.memory.transfer.servicer import TransferRpcs
+from services.runtime.fairness import FairGate
+
+# Each asks for two connections: what else is asked of memory, the contexts of turns above all, has the others.
+_SEARCHES_AT_ONCE: Final = 4
 
 
 class MemoryServicer(ContextRpcs, ErasureRpcs, FactRpcs, RecallRpcs, SummaryRpcs, TransferRpcs):
@@ -38,4 +44,5 @@ class MemoryServicer(ContextRpcs, ErasureRpcs, FactRpcs, RecallRpcs, SummaryRpcs
         self._facts = facts
         self._imports = imports
         self._recall = recall
+        self._search_gate = FairGate(size=_SEARCHES_AT_ONCE)
         self._summaries = summaries

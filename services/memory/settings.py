@@ -54,15 +54,16 @@ class MemorySettings(ServerSettings, PeerSettings, RedisSettings, OpenAISettings
     """Tokens, as we estimate them, of a text that are embedded. Longer ones blur, and are searched by their words."""
     embedding_batch: int = Field(default=256, ge=1, le=2_048)
     """Most texts of one call."""
-    embedding_timeout_seconds: float = Field(default=1.0, gt=0, le=30)
-    """How long a search waits for the vector of its query."""
+    embedding_timeout_seconds: float = Field(default=0.4, gt=0, le=30)
+    """How long a search waits for the vector of its query; then it goes by words alone. So much less than
+    RECALL_TIMEOUT_SECONDS that a slow provider leaves a context the time to read what the words have found."""
     default_memory_tokens: int = Field(default=1_000, ge=1)
     """Tokens of recalled memories in a context when the caller names no budget."""
     greatest_memory_tokens: int = Field(default=8_000, ge=1, le=100_000)
     """The most tokens of recalled memories that a caller gets; more is cut to it."""
     recall_timeout_seconds: float = Field(default=0.8, gt=0, le=30)
-    """How long a context waits for recalled memories, and for summaries; then it is given without. Less than chat's
-    MEMORY_TIMEOUT_SECONDS, or chat goes on without any context."""
+    """How long after its beginning a context waits for recalled memories, and for summaries; then it is given without. Less
+    than chat's MEMORY_TIMEOUT_SECONDS, or chat goes on without any context."""
     extraction_enabled: bool = True
     """Whether facts are learned from what users say. What comes while it is off is owed, and made up for when it is on."""
     extraction_model: str | None = Field(default=None, min_length=1, max_length=200)

@@ -67,8 +67,8 @@ LOCK: Final = sa.text(
     " order by user_id, conversation_id"
     " on conflict (user_id, conversation_id) do update"
     f" set version = greatest(conversations.version + 1, {_CLOCK_TEXT}) where conversations.deleted_at is null"
-    " returning cast(user_id as text), cast(conversation_id as text), version, last_sequence, erase_time,"
-    " old.version as old_version"
+    " returning cast(user_id as text), cast(conversation_id as text), version, last_sequence, extracted_sequence,"
+    " erase_time, old.version as old_version"
 )
 """Creates or holds the conversations' rows and gives each its next version; no row for a conversation that was deleted."""
 

@@ -102,7 +102,8 @@ class TurnStore:
             await _forget(connection, changes)
             lengths = await _written(connection, changes)
             merges = {key: change for key, change in changes.items() if isinstance(change, Merge)}
-            await self._consequences.of_recorded(connection, merges)
+            extracted = {key: row.extracted_sequence for key, row in locked.items()}
+            await self._consequences.of_recorded(connection, merges, extracted)
         results: dict[ConversationKey, Recorded | ServiceError | None] = dict.fromkeys(told)
         for key, change in changes.items():
             results[key] = _recorded(locked[key], change, lengths.get(key)) if isinstance(change, Merge) else change

@@ -123,6 +123,17 @@ async def test_memory_follows_the_preference_where_a_request_says_nothing(
     await eventually(lambda: set(memory.turns.get(first.conversation_id, {})) == {3, 4})
 
 
+async def test_who_cannot_be_asked_about_memory_is_not_remembered(
+    user: User, preferences: PreferencesStandIn, memory: MemoryStandIn
+) -> None:
+    preferences.is_away = True
+    first = await user.create("one")
+    assert memory.asked == []
+    preferences.is_away = False
+    await user.create("two", conversation_id=first.conversation_id, memory_enabled=True)
+    await eventually(lambda: set(memory.turns.get(first.conversation_id, {})) == {3, 4})
+
+
 async def test_a_model_that_the_provider_refuses_is_named_whoever_chose_it(
     user: User, preferences: PreferencesStandIn
 ) -> None:

@@ -106,7 +106,7 @@ async def _tables_that_hold_it(data: Path, service: str) -> list[str]:
     found = []
     async with await psycopg.AsyncConnection.connect(database_of(data, service)) as connection:
         cursor = await connection.execute(
-            "select oid::regclass::text from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace"
+            "select oid::regclass::text from pg_class where relkind in ('r', 'p') and relnamespace = 'public'::regnamespace"
         )
         for (table,) in await cursor.fetchall():
             query = sql.SQL("select exists (select from {} as one where one::text ilike %s)").format(sql.SQL(table))

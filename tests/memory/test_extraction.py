@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from prometheus_client import REGISTRY
 
+from parley.memory.v1 import memory_pb2
 from simulator.server import Running
 from suite.databases import ServiceDatabase
 from tests.memory.conftest import Start
@@ -139,6 +140,30 @@ async def test_a_message_that_took_the_place_of_another_is_read(learner: Learner
     await learner.memory.record(learner.conversation_id, [message(1, "I live in Porto.", seconds=100)])
     await learner.read()
     assert await learner.texts() == ["The user lives in Porto."]
+
+
+async def test_what_follows_a_turn_that_memory_is_not_told_of_is_read(learner: Learner) -> None:
+    await learner.say("I live in Lisbon.")
+    learner.said += 2
+    await learner.say("I work at Acme.")
+    assert await learner.texts() == ["The user lives in Lisbon.", "The user works at Acme."]
+
+
+async def test_what_is_said_after_everything_was_erased_is_read(learner: Learner) -> None:
+    await learner.say("I live in Lisbon.", "I work at Acme.")
+    request = memory_pb2.DeleteMemoriesRequest()
+    await learner.memory.stub.DeleteMemories(request, metadata=learner.memory.as_user(), timeout=30)
+    await learner.say("I live in Porto.", days=10_000)
+    assert await learner.texts() == ["The user lives in Porto."]
+
+
+async def test_a_message_that_comes_late_is_read(learner: Learner) -> None:
+    late = message(1, "I am allergic to peanuts.")
+    learner.said = 2
+    await learner.say("I work at Acme.")
+    await learner.memory.record(learner.conversation_id, [late])
+    await learner.read()
+    assert await learner.texts() == ["The user is allergic to peanuts.", "The user works at Acme."]
 
 
 async def test_a_long_conversation_is_read_in_several_calls_and_each_message_once(

@@ -1,17 +1,23 @@
-"""The person's summary: of facts and conversations, one call for many changes, none without one, nothing deleted in it."""
+"""The person's summary: of the user's own facts, one call for many changes, none without one, nothing deleted in it."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import pytest
 from prometheus_client import Counter
 
 from parley.memory.v1 import memory_pb2
 from services.memory.model_calls import CALLS, TOKENS
+from services.memory.people import hold_person, touch_person
+from services.memory.summaries.limits import SummaryLimits
+from services.memory.summaries.store import SummaryStore
+from services.runtime.database import open_database
 from simulator.control import Match, ScriptedAnswer
 from simulator.server import Running
 from suite.databases import ServiceDatabase
 from tests.memory.conftest import Start
-from tests.memory.service import MemoryService, new_id
+from tests.memory.service import MemoryService, eventually, new_id
 from tests.memory.test_summaries import CANARY, QUICK, four, rows, settled
 
 IS_PORTRAIT = Match(text="Facts:\n")
@@ -33,11 +39,10 @@ async def asked(simulator: Running) -> list[str]:
     return [str(one.body["input"]) for one in requests if "what is known of the user" in str(one.body["instructions"])]
 
 
-async def test_facts_and_conversations_are_summed_up(memory: MemoryService) -> None:
+async def test_facts_are_summed_up(memory: MemoryService) -> None:
     await memory.add_memory("The user lives in Porto.")
-    await memory.record(new_id(), four(1, "My cat is called Tom."))
 
-    text = await memory.summarized(holding="Tom")
+    text = await memory.summarized(holding="Porto")
 
     assert "Porto" in text
     found = await memory.summary()
@@ -45,16 +50,21 @@ async def test_facts_and_conversations_are_summed_up(memory: MemoryService) -> N
     assert (await memory.summary(user_id=new_id())).text == ""
 
 
-async def test_what_the_user_did_not_say_is_marked_as_hearsay(memory: MemoryService, simulator: Running) -> None:
-    await memory.add_memory("The user lives in Porto.", attribute="home city", importance=9)
+async def test_what_the_user_did_not_say_does_not_come_in(memory: MemoryService, simulator: Running) -> None:
+    """The summary stands among the model's instructions: no page and no reply may get there by being summed up."""
+    conversation_id = new_id()
     source = memory_pb2.MemorySource(conversation_id=new_id(), message_id=new_id())
     await memory.add_memory("The user has won a prize.", stamped_by="tool", source=source, metadata=memory.as_chat())
+    await memory.record(conversation_id, four(1, f"My cat is called {CANARY}."))
+    await memory.summarized(conversation_id, holding=CANARY)
+    await memory.add_memory("The user lives in Porto.", attribute="home city", importance=9)
 
-    await memory.summarized(holding="prize")
+    await memory.summarized(holding="Porto")
 
     prompt = (await asked(simulator))[-1]
     assert "- home city: The user lives in Porto." in prompt
-    assert '- (said by tool) "The user has won a prize."' in prompt
+    assert "prize" not in prompt
+    assert CANARY not in prompt
 
 
 async def test_many_changes_are_one_call(start_memory: Start, simulator: Running) -> None:
@@ -149,10 +159,28 @@ async def test_a_fact_that_was_changed_while_the_model_was_asked_is_told_as_it_i
     assert "Lisbon" not in text
 
 
+async def test_what_a_fact_does_not_say_any_more_is_gone_from_the_summary_at_once(
+    start_memory: Start, simulator: Running
+) -> None:
+    settings = {"openai_base_url": simulator.base_url, **QUICK}
+    async with start_memory(**settings) as memory:
+        fact = await memory.add_memory("The user lives in Lisbon.")
+        await memory.summarized(holding="Lisbon")
+    async with start_memory(**settings | {"portrait_delay_seconds": 600}) as again:
+        again.user_id = memory.user_id
+        await again.update_memory(fact.id, importance=9)
+        assert "Lisbon" in (await again.summary()).text
+
+        await again.update_memory(fact.id, text="The user lives in Porto.")
+
+        assert "Lisbon" not in (await again.summary()).text
+        assert "Lisbon" not in await again.summarized(holding="Porto")
+
+
 async def test_erasing_everything_takes_every_summary(
     memory: MemoryService, simulator: Running, database: ServiceDatabase
 ) -> None:
-    await memory.record(new_id(), four(1, f"My name is {CANARY}."))
+    await memory.add_memory(f"The user's name is {CANARY}.")
     await memory.summarized(holding=CANARY)
     await simulator.control.script(
         ScriptedAnswer(text=f"The user is {CANARY}.", hold_after_tokens=0, match=Match(text="Messages:\n"))
@@ -180,3 +208,27 @@ async def test_the_model_that_the_settings_name_is_asked_and_counted(start_memor
 
     [request] = await simulator.control.requests("chat.completions")
     assert request.body["model"] == "gpt-5-nano"
+
+
+async def test_a_summary_waits_for_whoever_is_about_to_rewrite_what_it_tells(
+    memory: MemoryService, database: ServiceDatabase
+) -> None:
+    await memory.add_memory("The user lives in Porto.")
+    await memory.summarized()
+    async with AsyncExitStack() as parts:
+        pool = open_database(database.url, pool_size=2)
+        parts.push_async_callback(pool.close)
+        store = SummaryStore(pool, SummaryLimits(4, 4, 0, 0, 6_000, 1_200))
+        person = await store.read_person(memory.user_id)
+        async with pool.transaction(user_id=memory.user_id) as connection:
+            await hold_person(connection, memory.user_id)
+            keeping = asyncio.create_task(
+                store.keep_portrait(memory.user_id, CANARY, version=person.version, digest=b"another")
+            )
+            async for _ in eventually():
+                if keeping.done() or await rows(database, "select 1 from pg_locks where not granted"):
+                    break
+            await touch_person(connection, memory.user_id)
+
+        assert await keeping is False
+    assert CANARY not in (await memory.summary()).text

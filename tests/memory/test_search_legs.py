@@ -163,6 +163,28 @@ async def test_the_messages_beside_one_that_fits_are_found_after_it(memory: Memo
     assert "First." not in found
 
 
+async def test_the_last_place_that_there_is_has_no_neighbour_behind_it(memory: MemoryService) -> None:
+    await memory.record(new_id(), [message(2**31 - 1, "A zebra at the end of the world.")])
+    assert await memory.found("zebra") == ["A zebra at the end of the world."]
+
+
+async def test_what_repeats_a_message_beside_it_comes_after_it_and_after_the_fact_that_is_current(
+    memory: MemoryService,
+) -> None:
+    first = "My name is Ana and I live in Lisbon."
+    second = "I moved from Lisbon to Porto last May."
+    echo = f'You said: "{first}" This is the first message that I received.'
+    later = f'You said: "{second}" Before it I received 2 messages; you had said "{first}"'
+    conversation_id, messages = await said(memory, first, echo, second, later)
+    await learned(memory, "The user lives in Porto.", conversation_id, messages[2])
+    answer = await memory.search("where does the user live")
+    found = [one.memory.text for one in answer.memories]
+    assert found[0] == "The user lives in Porto."
+    assert found.index(first) < min(found.index(echo), found.index(later))
+    # What leads already is not lifted by what stands beside it.
+    assert "neighbour" not in answer.memories[found.index(first)].found_by
+
+
 async def test_a_leg_without_weight_is_switched_off(start_memory: Start) -> None:
     async with start_memory(recall_neighbour_weight=0) as memory:
         await said(memory, "The kayak leaks.", "Patch it.")

@@ -105,6 +105,20 @@ async def test_a_summary_is_written_anew_of_itself_and_of_what_followed(
     assert "User: My cat is called Tom." not in prompts[1]
 
 
+async def test_what_follows_a_turn_that_memory_is_not_told_of_is_summed_up_and_told(memory: MemoryService) -> None:
+    conversation_id = new_id()
+    await memory.record(conversation_id, four(1, "My cat is called Tom."))
+    await memory.summarized(conversation_id)
+    await memory.record(conversation_id, four(7, "My dog is called Rex."))
+
+    text = await memory.summarized(conversation_id, holding="Rex")
+
+    assert (await memory.summary(conversation_id)).last_sequence == 10
+    request = memory_pb2.AssembleContextRequest(conversation_id=conversation_id, query="What is my dog called?")
+    told = await memory.stub.AssembleContext(request, metadata=memory.as_chat(), timeout=10)
+    assert (told.last_sequence, told.conversation_summary) == (4, text)
+
+
 async def test_a_long_conversation_takes_several_bounded_calls(
     start_memory: Start, simulator: Running, database: ServiceDatabase
 ) -> None:
@@ -173,9 +187,13 @@ async def test_a_conversation_id_that_is_none_is_refused(memory: MemoryService) 
 async def test_a_deleted_conversation_takes_its_summary_and_the_persons_along(
     memory: MemoryService, database: ServiceDatabase
 ) -> None:
-    conversation_id, other_id = new_id(), new_id()
-    await memory.record(conversation_id, four(1, f"My cat is called {CANARY}."))
-    await memory.record(other_id, four(1, "My dog is called Rex."))
+    conversation_id, said = new_id(), four(1, f"My cat is called {CANARY}.")
+    await memory.record(conversation_id, said)
+    await memory.summarized(conversation_id, holding=CANARY)
+    source = memory_pb2.MemorySource(conversation_id=conversation_id, message_id=said[0].message_id)
+    learned = f"The user's cat is called {CANARY}."
+    await memory.add_memory(learned, stamped_by="user", source=source, metadata=memory.as_chat())
+    await memory.add_memory("The user's dog is called Rex.")
     await memory.summarized(holding=CANARY)
     await memory.summarized(holding="Rex")
 

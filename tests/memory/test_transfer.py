@@ -318,6 +318,22 @@ async def test_few_exports_run_at_once(memory: MemoryService, database: ServiceD
     await opened.close()
 
 
+async def test_one_users_exports_leave_room_for_anothers(memory: MemoryService, database: ServiceDatabase) -> None:
+    other = fresh(memory)
+    for one in (memory, other):
+        await one.record(new_id(), turn(1))
+    opened = open_database(database.url, pool_size=2)
+    exports = ExportStore(opened, ExportLimits(at_once=2, wait_seconds=0.05))
+    first = exports.pages(memory.user_id)
+    await anext(first)
+    with pytest.raises(Exception, match="Other exports are under way"):
+        await anext(exports.pages(memory.user_id))
+    assert len([page async for page in exports.pages(other.user_id)]) == 1
+    await first.aclose()
+    assert len([page async for page in exports.pages(memory.user_id)]) == 1
+    await opened.close()
+
+
 async def test_ids_of_another_account_are_ones_own_here(memory: MemoryService, database: ServiceDatabase) -> None:
     await filled(memory)
     records, other = await exported(memory), fresh(memory)

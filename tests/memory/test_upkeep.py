@@ -117,6 +117,18 @@ async def test_what_is_owed_anew_while_it_is_done_is_done_again(opened: Database
     assert await left(store) == 0
 
 
+async def test_what_is_owed_anew_while_it_is_done_waits_for_more_to_come_too(opened: Database, store: UpkeepStore) -> None:
+    (scope,) = await owe_some(opened, 1)
+    claimed = await store.claim("embed", most=1, lease_seconds=60)
+    async with opened.service_transaction() as connection:
+        await owe(connection, "embed", [scope], delay_seconds=60)
+        await owe(connection, "embed", [scope], delay_seconds=600)
+    await store.settle(claimed)
+    assert await store.claim("embed", most=1, lease_seconds=60) == []
+    [waiting] = await store.waiting()
+    assert -61 < waiting.late_seconds < -50
+
+
 async def test_a_dead_process_loses_its_claim_with_its_lease(opened: Database, store: UpkeepStore) -> None:
     await owe_some(opened, 1)
     dead = await store.claim("embed", most=1, lease_seconds=0.3)

@@ -133,6 +133,23 @@ async def test_every_table_is_under_row_level_security(fresh: dict[str, ServiceD
         assert connection.execute(query).scalars().all() == []
 
 
+async def test_a_partition_that_is_named_is_no_way_around_the_policy(fresh: dict[str, ServiceDatabase]) -> None:
+    partitions = text(
+        "select oid::regclass::text from pg_class where relispartition and relkind = 'r'"
+        " and relrowsecurity and relforcerowsecurity"
+    )
+    everywhere = text("select count(*) from pg_class where relispartition and relkind = 'r'")
+    with _connect(fresh["services.memory"]) as connection:
+        names = connection.execute(partitions).scalars().all()
+        assert len(names) == connection.execute(everywhere).scalar_one() > 0
+    database = open_database(fresh["services.memory"].url, pool_size=1)
+    for name in names:
+        with pytest.raises(exc.ProgrammingError, match="permission denied for schema"):
+            async with database.service_transaction() as connection:
+                await connection.execute(text(f"select from {name}"))
+    await database.close()
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 async def test_the_service_role_may_work_and_not_rule(fresh: dict[str, ServiceDatabase], package: str) -> None:
     database = open_database(fresh[package].url, pool_size=1)

@@ -116,3 +116,40 @@ async def test_known_facts_are_updated_ended_or_confirmed(client: AsyncOpenAI) -
 async def test_the_same_said_twice_is_one_operation_with_both_sources(client: AsyncOpenAI) -> None:
     [proposed] = await operations(client, "MESSAGES", said(1, "I like tea."), said(2, "I still like tea!"))
     assert proposed["sources"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        ("My name is Ana and I live in Lisbon.", ["The user's name is Ana.", "The user lives in Lisbon."]),
+        ("I love climbing, and I am allergic to peanuts.", ["The user likes climbing.", "The user is allergic to peanuts."]),
+        ("I work at Acme, and my dog is called Rex", ["The user works at Acme.", "The user's dog is called Rex."]),
+        ("I like tea, but I can't stand olives", ["The user likes tea.", "The user dislikes olives."]),
+        ("I live in Lisbon and work at Acme.", ["The user lives in Lisbon.", "The user works at Acme."]),
+        (
+            "My name is Bo; my wife is Ana, so I speak Greek",
+            ["The user's name is Bo.", "The user's wife is Ana.", "The user speaks Greek."],
+        ),
+        ("I moved to Porto and I love it, and I have to unpack.", ["The user lives in Porto."]),
+    ],
+)
+async def test_every_statement_of_a_compound_sentence_is_a_fact(client: AsyncOpenAI, text: str, facts: list[str]) -> None:
+    assert [one["text"] for one in await operations(client, "MESSAGES", said(1, text))] == facts
+
+
+@pytest.mark.parametrize(
+    ("text", "fact", "attribute", "since"),
+    [
+        ("Remember that my passport expires in May 2027.", "The user's passport expires in May 2027.", "plan", None),
+        ("Remember that my son was born in May 2019", "The user's son was born in May 2019.", "note", None),
+        ("Remember that I play chess since 2019", "The user plays chess.", "note", "2019"),
+        ("My birthday is in May 1990.", "The user's birthday is in May 1990.", "birthday", None),
+        ("I am moving to Porto in 2030", "The user is moving to Porto in 2030.", "plan", None),
+        ("I lived in Rome until 2019", "The user lived in Rome.", "former home city", None),
+    ],
+)
+async def test_a_date_stays_where_a_fact_is_nothing_without_it_and_nothing_holds_since_the_future(
+    client: AsyncOpenAI, text: str, fact: str, attribute: str, since: str | None
+) -> None:
+    [proposed] = await operations(client, "MESSAGES", said(1, text))
+    assert (proposed["text"], proposed["attribute"], proposed["valid_from"]) == (fact, attribute, since)

@@ -23,7 +23,8 @@ _NONE_OF_MODEL: Final = (
 )
 _MISSING: Final = sa.text(
     "select 'turn' as kind, cast(turns.user_id as text) as user_id, cast(message_id as text) as item_id,"  # noqa: S608 - of constants
-    " cast(conversation_id as text) as conversation_id, sequence, role, body, revision, create_time"
+    " cast(conversation_id as text) as conversation_id, sequence, role, left(body, :most_characters) as body, revision,"
+    " create_time"
     f" from {_SCOPES} join turns on turns.user_id = owed.user_id and turns.conversation_id = owed.scope_id"
     f" where body <> '' and {_NONE_OF_MODEL.format(item='turns', id='message_id')}"
     " union all"
@@ -68,6 +69,8 @@ _USERS_OF_MODEL: Final = sa.text(
     " and user_id > cast(:user_id as uuid) order by user_id limit :most"
 )
 
+# Of a longer message only the beginning is embedded.
+_MOST_CHARACTERS: Final = 50_000
 FIRST: Final = ("00000000-0000-0000-0000-000000000000", "00000000-0000-0000-0000-000000000000")
 Kind = Literal["turn", "fact"]
 
@@ -102,7 +105,7 @@ class EmbeddingStore:
 
     async def missing(self, owed: Sequence[Owed], *, model: str, most: int) -> Sequence[Item]:
         """Up to `most` texts of these conversations, and facts of these users, that have no embedding of the model."""
-        values = {**_of(owed), "model": model, "most": most}
+        values = {**_of(owed), "model": model, "most": most, "most_characters": _MOST_CHARACTERS}
         async with self._database.service_transaction() as connection:
             rows = (await connection.execute(_MISSING, values)).all()
         return [Item(row.kind, row.user_id, row.item_id, row.role, row.body, row.revision, row.create_time) for row in rows]

@@ -24,7 +24,7 @@ from typing import Any, Final, Literal
 from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.memory.cascades import drop_facts, drop_upkeep, follow_lost_turns, renounce_portrait
+from services.memory.cascades import drop_facts, drop_groundless, drop_upkeep, follow_lost_turns, renounce_portrait
 from services.memory.erasure import statements
 from services.memory.people import Erased, erased_until, exclude_writers, note_erasure, touch_person
 from services.memory.store import Eviction
@@ -143,10 +143,13 @@ class _Erasing:
         return await follow_lost_turns(self._connection, self._user_id, lost, whole=is_whole)
 
     async def _drop_facts(self) -> int:
-        statement = statements.FACTS if self._wanted.conversation_id is None else statements.FACTS_OF_CONVERSATION
+        is_of_one = self._wanted.conversation_id is not None
+        statement, drop = (
+            (statements.FACTS_OF_CONVERSATION, drop_groundless) if is_of_one else (statements.FACTS, drop_facts)
+        )
         total = 0
         while found := (await self._run(statement, {"most": _BATCH, **self._filters()})).scalars().all():
-            total += await drop_facts(self._connection, self._user_id, found)
+            total += await drop(self._connection, self._user_id, found)
         return total
 
     async def _end(self, facts: int) -> None:

@@ -13,7 +13,7 @@ from typing import Final, TypedDict
 
 from services.memory.extraction.attributes import is_single, normal_attribute, normal_subject
 from services.memory.extraction.batch import Batch, Shown
-from services.memory.extraction.likeness import Claim, are_related, contradicts, denies, say_the_same
+from services.memory.extraction.likeness import Claim, are_related, contradicts, denies, repeats, say_the_same
 from services.memory.extraction.proposals import Proposal, date_of, is_plausible
 from services.memory.extraction.validation import (
     Reason,
@@ -74,11 +74,15 @@ class _Content(TypedDict):
 
 @dataclass(slots=True)
 class _Known:
-    """A current fact; without an id one that is about to be added, by the change at `added`, said up to `last_sequence`."""
+    """A current fact and its messages; without an id one that is about to be added, by the change at `added`.
+
+    That one was said up to `last_sequence`.
+    """
 
     claim: Claim
     fact_id: str | None = None
     valid_from: datetime | None = None
+    message_ids: frozenset[str] = frozenset()
     added: int = -1
     last_sequence: int = 0
 
@@ -94,8 +98,7 @@ class _Judgement:
     @classmethod
     def on(cls, batch: Batch, facts: Sequence[Fact]) -> "_Judgement":
         """Begins with the facts that are known now."""
-        known = [_Known(_claim(fact.text, fact.subject, fact.attribute), fact.id, fact.valid_from) for fact in facts]
-        return cls(batch, known)
+        return cls(batch, [_known(fact) for fact in facts])
 
     def judge(self, proposal: Proposal, shown: Mapping[int, str]) -> None:
         """Adds what the proposal comes to. Raises Refused, and _Unsettled where the changes so far must be made first."""
@@ -135,38 +138,45 @@ class _Judgement:
             return
         check_grounds(proposal, sources, known_text=target.claim.text)
         claim = replace(claim, subject=target.claim.subject, attribute=claim.attribute or target.claim.attribute)
-        if say_the_same(claim, target.claim) and say_the_same(target.claim, claim):
+        if (say_the_same(claim, target.claim) and say_the_same(target.claim, claim)) or _is_repeated(claim, target, sources):
             self._confirm(target, sources)
         else:
-            self._replace(target, claim, proposal, sources)
+            same = next((one for one in self.known if one is not target and say_the_same(claim, one.claim)), None)
+            self._replace(target, claim, proposal, sources, same=same)
 
     def _take(self, proposal: Proposal, sources: Sequence[Shown]) -> None:
         """A fact that is new by the model's word: it may be known, or contradict what is known."""
         claim = _as_of(proposal, sources)
         same = next((one for one in self.known if say_the_same(claim, one.claim)), None)
-        against = next((one for one in self.known if contradicts(claim, one.claim)), None)
-        if same is not None:
+        against = next((one for one in self.known if one is not same and contradicts(claim, one.claim)), None)
+        if against is None:
+            said = same or next((one for one in self.known if _is_repeated(claim, one, sources)), None)
+            self._add(claim, proposal, sources) if said is None else self._confirm(said, sources)
+        elif same is not None and claim.is_negative:
             self._confirm(same, sources)
-        elif against is None:
-            self._add(claim, proposal, sources)
         elif denies(claim, against.claim):
             self._close(against, proposal, sources)
         elif claim.is_negative and is_single(claim.attribute):
             # "Does not live in Rome" says nothing of where somebody lives.
             raise Refused("outdated")
         else:
-            self._replace(against, claim, proposal, sources)
+            self._replace(against, claim, proposal, sources, same=same)
 
     def _add(self, claim: Claim, proposal: Proposal, sources: Sequence[Shown]) -> None:
         valid_from, place = _time(proposal.valid_from, sources), len(self.changes)
         self.changes.append(Add(**self._content(claim, proposal, sources), valid_from=valid_from))
-        self.known.append(_Known(claim, None, valid_from, place, sources[-1].turn.sequence))
+        self.known.append(_Known(claim, None, valid_from, added=place, last_sequence=sources[-1].turn.sequence))
 
-    def _replace(self, target: _Known, claim: Claim, proposal: Proposal, sources: Sequence[Shown]) -> None:
+    def _replace(
+        self, target: _Known, claim: Claim, proposal: Proposal, sources: Sequence[Shown], *, same: _Known | None
+    ) -> None:
+        """`same` is another fact that says the claim already: in its words both become one, with the history of both."""
         valid_from = _time(proposal.valid_from, sources) or _said(sources)
         if target.valid_from is not None and valid_from < target.valid_from:
             # Said, or true, before what is known now: a conversation that is read late.
             raise Refused("outdated")
+        if same is not None:
+            claim = replace(claim, text=same.claim.text)
         content = self._content(claim, proposal, sources)
         if target.fact_id is not None:
             seen = target.claim.text
@@ -175,6 +185,14 @@ class _Judgement:
             self._check_settled(target, sources)
             self.changes[target.added] = Add(**content, valid_from=valid_from)
         target.claim, target.valid_from = claim, valid_from
+        if same is not None:
+            self._merge(target, same)
+
+    def _merge(self, target: _Known, same: _Known) -> None:
+        """Only one of two that say the same is current afterwards: the one that said it before."""
+        if target.fact_id is not None and same.fact_id is not None:
+            target.fact_id = same.fact_id
+        self.known.remove(same)
 
     def _close(self, target: _Known, proposal: Proposal, sources: Sequence[Shown]) -> None:
         if target.fact_id is None:
@@ -222,6 +240,17 @@ class _Judgement:
 def _last_sequence(proposal: Proposal, batch: Batch) -> int:
     """The place of the last message that a proposal comes from: what was said later decides."""
     return max((one.turn.sequence for one in batch.shown if one.number in proposal.sources and one.is_users), default=0)
+
+
+def _known(fact: Fact) -> _Known:
+    message_ids = frozenset(source.message_id for source in fact.sources)
+    return _Known(_claim(fact.text, fact.subject, fact.attribute), fact.id, fact.valid_from, message_ids)
+
+
+def _is_repeated(claim: Claim, known: _Known, sources: Sequence[Shown]) -> bool:
+    """Whether a fact that is stored was learned from the same message, by whatever way, and says as much."""
+    is_shared = any(one.turn.message_id in known.message_ids for one in sources)
+    return is_shared and repeats(claim, known.claim)
 
 
 def _claim_of(proposal: Proposal) -> Claim:

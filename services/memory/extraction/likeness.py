@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Final
 
 from services.memory.extraction import words
-from services.memory.extraction.attributes import is_single
+from services.memory.extraction.attributes import is_single, words_of
+from services.memory.extraction.vocabulary import USERS
 from services.memory.records import body_hash
 
 _OPPOSITE_ATTRIBUTES: Final = frozenset(("likes", "dislikes"))
@@ -70,6 +71,20 @@ def say_the_same(new: Claim, known: Claim) -> bool:
     return not known.fixed - new.words and words.are_equal(new.statement, known.statement)
 
 
+def repeats(new: Claim, known: Claim) -> bool:
+    """Whether a claim tells less than the known one, or hardly more, whatever both call its subject and property.
+
+    For claims that come from one message, where a part of what is known is no news.
+    """
+    if new.is_negative != known.is_negative or new.fixed - known.words:
+        return False
+    told, said = (words.content(one.text) or one.statement for one in (new, known))
+    more = words.missing(told, said) - words_of(new.attribute) - frozenset(words.words(new.subject))
+    if not words.found_in(told, said) or 2 * len(more) >= len(said):
+        return False
+    return not more or words.holds_all(told, said)
+
+
 def contradicts(new: Claim, known: Claim) -> bool:
     """Whether both cannot hold: another value of a property that has one, or the same thing denied."""
     if not _is_of_one_subject(new, known):
@@ -108,4 +123,8 @@ def _may_be_opposite(new: Claim, known: Claim) -> bool:
 
 
 def _is_of_one_subject(new: Claim, known: Claim) -> bool:
-    return new.subject.casefold() == known.subject.casefold()
+    """Subjects of one name; or of which both sentences speak: "the user's dog is called Rex" is about either."""
+    if new.subject.casefold() == known.subject.casefold():
+        return True
+    named = frozenset(words.words(f"{new.subject} {known.subject}")) - USERS
+    return new.statement == known.statement and named <= new.words & known.words

@@ -17,9 +17,9 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
-from services.memory.extraction.instructions import overrides_instructions
 from services.memory.extraction.vocabulary import ASKING, FIRST_PERSON, FUNCTION_WORDS, SMALL_TALK
 from services.memory.extraction.words import words
+from services.memory.instructions import overrides_instructions
 
 MOST_BLOCK_CHARACTERS: Final = 1_200
 MOST_WRITTEN_CHARACTERS: Final = 2_400

@@ -1,7 +1,8 @@
 """What of a conversation nothing was learned from yet, in Postgres. One public method is one transaction.
 
 Invariant: how far was extracted is noted with the facts, see facts/store.py; here it only goes back, when messages are
-written anew.
+written anew or come late. It goes over holes: a turn that memory is never told of, or was made to forget, keeps nothing that
+follows from being read.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ _UNREAD: Final = sa.text(
     " left(turns.body, :most_characters) as body, turns.revision, turns.create_time"
     " from conversations known left join turns on turns.user_id = known.user_id"
     " and turns.conversation_id = known.conversation_id"
-    " and turns.sequence between known.extracted_sequence and known.last_sequence"
+    " and turns.sequence >= known.extracted_sequence"
     " where known.user_id = cast(:user_id as uuid) and known.conversation_id = cast(:conversation_id as uuid)"
     " and known.deleted_at is null order by turns.sequence limit :most"
 )

@@ -8,7 +8,8 @@ is true: a liar's facts about themselves are kept.
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
-from services.memory.extraction import instructions, words
+from services.memory import instructions
+from services.memory.extraction import words
 from services.memory.extraction.attributes import normal_attribute, words_of
 from services.memory.extraction.batch import Batch, Shown
 from services.memory.extraction.proposals import Proposal

@@ -74,13 +74,18 @@ def names_missing(wanted: Iterable[str], said: Collection[str]) -> frozenset[str
 
 
 def are_equal(one: Collection[str], other: Collection[str]) -> bool:
-    """Whether two sets hold the same words, but for endings."""
+    """Whether two sets hold the same words, but for endings: "dogs", "goes", "flies"."""
     return holds_all(one, other) and holds_all(other, one)
 
 
 def holds_all(said: Collection[str], wanted: Collection[str]) -> bool:
     """Whether each of the wanted words was said, but for endings."""
-    return all(word in said or any(_is_ending(word, other) for other in said) for word in wanted)
+    return not missing(wanted, said)
+
+
+def missing(wanted: Iterable[str], said: Collection[str]) -> frozenset[str]:
+    """Those of the wanted words that were not said, but for endings."""
+    return frozenset(word for word in wanted if word not in said and not any(_is_ending(word, other) for other in said))
 
 
 def _may_be_one(one: str, other: str) -> bool:
@@ -96,8 +101,15 @@ def _is_inflected(one: str, other: str) -> bool:
 
 def _is_ending(one: str, other: str) -> bool:
     """Strictly: "dog" and "dogs", "hike" and "hiking"; not "Porto" and "Portugal"."""
+    if _is_in_third_person(*sorted((one, other), key=len)):
+        return True
     shorter, longer, shared = _compared(one, other)
     return shared >= _SHORTEST_STEM and shared >= shorter - 1 and 0 < longer - shorter <= 2  # noqa: PLR2004 - "s", "ed"
+
+
+def _is_in_third_person(verb: str, form: str) -> bool:
+    """Short verbs, of which an ending is half: "I go", "I fly", "the user goes", "the user flies"."""
+    return verb.isalpha() and len(verb) > 1 and form in (f"{verb}es", f"{verb.removesuffix('y')}ies")
 
 
 def _compared(one: str, other: str) -> tuple[int, int, int]:

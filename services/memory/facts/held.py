@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.memory.cascades import drop_facts, renounce_portrait
+from services.memory.cascades import drop_facts, drop_portrait, renounce_portrait
 from services.memory.facts import statements
 from services.memory.facts.changes import Add, Basis, Change, Content, FactEdit, Outcome, Stale
 from services.memory.facts.plan import Plan, Writes
@@ -155,11 +155,16 @@ class HeldFacts:
             values = {"ids": list(writes.versioned), "most": self._limits.versions}
             old = (await self._run(statements.OLD_VERSIONS, values)).scalars().all()
             await drop_facts(self._connection, self._user_id, old)
-        await self._note_change(writes.rows)
+        await self._note_change(writes)
 
-    async def _note_change(self, rows: Sequence[Fact]) -> None:
-        await owe_all(self._connection, {"embed": 0.0, "portray": self._portray_delay_seconds}, [self._whole])
-        expiring = [fact.expire_time for fact in rows if fact.expire_time is not None]
+    async def _note_change(self, writes: Writes) -> None:
+        portray_delay_seconds = self._portray_delay_seconds
+        if writes.moved or writes.hidden:
+            # What was superseded or closed is not to be told as if it held: rather no summary until there is another, soon.
+            await drop_portrait(self._connection, self._user_id)
+            portray_delay_seconds = 0.0
+        await owe_all(self._connection, {"embed": 0.0, "portray": portray_delay_seconds}, [self._whole])
+        expiring = [fact.expire_time for fact in writes.rows if fact.expire_time is not None]
         if expiring:
             seconds = (min(expiring) - datetime.now(UTC)).total_seconds()
             await owe(self._connection, "expire", [self._whole], delay_seconds=max(0.0, seconds))

@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 
 from parley.memory.v1 import memory_pb2
 from services.memory.facts.changes import DEFAULT_IMPORTANCE, DEFAULT_SUBJECT, Add, FactEdit, one_line
+from services.memory.instructions import holds_secret, is_order, overrides_instructions
 from services.memory.records import Source, Stamp
 from services.runtime.errors import FieldViolation, invalid_request
 
@@ -25,7 +26,8 @@ _WithExpiry = memory_pb2.AddMemoryRequest | memory_pb2.UpdateMemoryRequest
 def read_add(request: memory_pb2.AddMemoryRequest, *, service: str | None, now: datetime) -> Add:
     """The fact that a request adds; `service` is who acts for the user, None for the user themselves."""
     by_user = service is None
-    _check([*_wrong_text(request.text), *_wrong_expiry(request, now), *_wrong_provenance(request, by_user=by_user)])
+    wrong = [*_wrong_text(request.text), *_wrong_expiry(request, now), *_wrong_provenance(request, by_user=by_user)]
+    _check([*wrong, *(() if by_user else _wrong_to_bring(request))])
     source = request.source
     return Add(
         text=one_line(request.text),
@@ -87,6 +89,15 @@ def _wrong_provenance(request: memory_pb2.AddMemoryRequest, *, by_user: bool) ->
         yield FieldViolation("stamped_by", "what a user adds is the user's own: leave it out")
     if not by_user and not request.HasField("source"):
         yield FieldViolation("source", "is required of a service: name the message that the fact was learned from")
+
+
+def _wrong_to_bring(request: memory_pb2.AddMemoryRequest) -> Iterator[FieldViolation]:
+    """What nobody but the user themselves may have remembered: a model asks for it, and pages talk models into asking."""
+    is_users = request.stamped_by == "user"
+    if overrides_instructions(request.text) or (not is_users and is_order(request.text)):
+        yield FieldViolation("text", "tells a model what to do: say something of the user")
+    if not is_users and holds_secret(request.text, request.attribute):
+        yield FieldViolation("text", "tells a password, a key or a number that is not to be kept: leave it out")
 
 
 def _time(request: Any, field: str) -> datetime | None:

@@ -12,13 +12,18 @@ down_revision = "0001"
 # Characters beyond this are not searched by words: a tsvector holds 1 MiB at most, and a message 400,000 characters.
 _SEARCHED_CHARACTERS = 50_000
 _STAMPS = "('user', 'assistant', 'tool', 'sms_peer')"
+# Turns and embeddings lie in so many partitions, by user: a search reads all rows of one user, which stand that much
+# closer together. A power of two, so that each can be split. More of them cost planning, and the tests their time.
+_PARTITIONS = 32
 
 
 def upgrade() -> None:
     op.execute("create extension if not exists vector")
     _create_lexemes_function()
+    op.execute("create schema partitions")
     _create_people()
-    _add_lexemes_to_turns()
+    _add_columns_to_conversations()
+    _partition_turns()
     _create_facts()
     _create_fact_sources()
     _create_embeddings()
@@ -58,13 +63,56 @@ def _create_people() -> None:
     )
 
 
-def _add_lexemes_to_turns() -> None:
-    # Read for each memory in each search: not packed, and in its row, as long as that fits into a page.
-    op.execute("alter table turns set (toast_tuple_target = 8160)")
-    op.add_column("turns", sa.Column("lexemes", TSVECTOR, sa.Computed("lexemes_of(body)", persisted=True)))
+def _add_columns_to_conversations() -> None:
     op.add_column("conversations", sa.Column("extracted_sequence", sa.Integer, nullable=False, server_default="0"))
     op.add_column("conversations", _time("erase_time", nullable=True))
     op.create_check_constraint("conversations_extracted_sequence_check", "conversations", "extracted_sequence >= 0")
+
+
+def _partition_turns() -> None:
+    """Another table takes the place of turns, with what is searched by words."""
+    op.execute("alter table turns rename to turns_whole")
+    for constraint in ("turns_pkey", "turns_user_message_key"):
+        op.execute(f"alter table turns_whole drop constraint {constraint}")
+    op.execute(
+        "create table turns (like turns_whole including defaults including constraints,"
+        " lexemes tsvector generated always as (lexemes_of(body)) stored,"
+        " constraint turns_pkey primary key (user_id, conversation_id, sequence),"
+        " constraint turns_user_message_key unique (user_id, message_id),"
+        " constraint turns_conversation_fkey foreign key (user_id, conversation_id)"
+        " references conversations (user_id, conversation_id)) partition by hash (user_id)"
+    )
+    _create_partitions("turns")
+    isolate_by_user("turns")
+    _move_turns()
+    op.drop_table("turns_whole")
+
+
+def _create_partitions(table: str) -> None:
+    """A partition that is named is no way around its table's policy.
+
+    They are in a schema that the service's role has no way into, under row-level security that lets nobody through.
+    """
+    for index in range(_PARTITIONS):
+        partition = f"partitions.{table}_{index:02}"
+        # What is read for each memory in each search stands in its row, not packed, as long as that fits into a page.
+        op.execute(
+            f"create table {partition} partition of {table}"
+            f" for values with (modulus {_PARTITIONS}, remainder {index}) with (toast_tuple_target = 8160)"
+        )
+        op.execute(f"alter table {partition} enable row level security, force row level security")
+
+
+def _move_turns() -> None:
+    # By partition, so that no statement comes near its time; each user's rows together.
+    op.execute("select set_config('parley.scope', 'service', true)")
+    columns = "user_id, conversation_id, sequence, message_id, role, body, revision, token_count, create_time, record_time"
+    for index in range(_PARTITIONS):
+        op.execute(
+            f"insert into turns ({columns}) select {columns} from turns_whole"  # noqa: S608 - of constants
+            f" where satisfies_hash_partition('turns'::regclass, {_PARTITIONS}, {index}, user_id)"
+            " order by user_id, conversation_id, sequence"
+        )
 
 
 def _create_facts() -> None:
@@ -136,11 +184,12 @@ def _create_embeddings() -> None:
         " constraint embeddings_kind_check check (kind in ('turn', 'fact')),"
         " constraint embeddings_place_check check"
         " ((kind = 'turn') = (conversation_id is not null) and (kind = 'turn') = (sequence is not null)))"
+        " partition by hash (user_id)"
     )
     op.execute("alter table embeddings alter column body set storage plain")
     # The pieces too stand in their row as long as that fits into a page: out of line they cost a search twice the time.
     op.execute("alter table embeddings alter column pieces set storage main")
-    op.execute("alter table embeddings set (toast_tuple_target = 8160)")
+    _create_partitions("embeddings")
     op.create_index("embeddings_conversation_idx", "embeddings", ["user_id", "conversation_id", "sequence"])
     op.create_index("embeddings_model_idx", "embeddings", ["model", "user_id", "conversation_id"])
     # Whatever takes or rewrites a text takes its embedding with it, in the same transaction and whoever does it. By the row:
@@ -151,7 +200,9 @@ def _create_embeddings() -> None:
 
 def _drop_embeddings_with(table: str, item: str) -> None:
     op.execute(
-        f"create function drop_embedding_of_{table}() returns trigger language plpgsql as $$ begin"  # noqa: S608 - of constants
+        # One plan for all users, which finds the partition when it runs: planning costs more than deleting.
+        f"create function drop_embedding_of_{table}() returns trigger language plpgsql"  # noqa: S608 - of constants
+        " set plan_cache_mode = force_generic_plan as $$ begin"
         f" delete from embeddings where user_id = old.user_id and item_id = old.{item}; return null; end $$"
     )
     for name, event in (("deleted", "delete"), ("rewritten", "update of body")):

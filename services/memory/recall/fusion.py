@@ -5,6 +5,7 @@ same order. Cormack, Clarke, Büttcher: Reciprocal Rank Fusion outperforms Condo
 their 60 gave 4.8 points of R@10 on ten long dialogues.
 """
 
+import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -114,16 +115,23 @@ class _Votes:
                 self._add(leg, key, weight / (self._constant + rank))
 
     def cast_beside(self, leg: str, weight: float) -> None:
-        """The messages before and after the best ones; each by its best neighbour only."""
+        """The messages before and after the best ones; each by its best neighbour only.
+
+        By that alone none gets as high as its neighbour: to stand beside is no better a reason than to fit. So what repeats
+        a message comes after it, and what leads already is not lifted by what follows.
+        """
         if weight <= 0:
             return
-        best: dict[Key, float] = {}
+        lifts: dict[Key, float] = {}
         centres = [key for key in self.order() if isinstance(key, Place)][:_CENTRES]
         for rank, centre in enumerate(centres, 1):
+            below = math.nextafter(self._scores[centre], 0.0)
             for neighbour in (centre.beside(1), centre.beside(-1)):
-                best.setdefault(neighbour, weight / (self._constant + rank))
-        for key, score in best.items():
-            self._add(leg, key, score)
+                room = below - self._scores.get(neighbour, 0.0)
+                lifts.setdefault(neighbour, min(weight / (self._constant + rank), room))
+        for key, lift in lifts.items():
+            if lift > 0:
+                self._add(leg, key, lift)
 
     def _add(self, leg: str, key: Key, score: float) -> None:
         self._scores[key] = self._scores.get(key, 0.0) + score

@@ -135,23 +135,30 @@ def by_meaning(scope: Scope) -> sa.TextClause:
 
     Takes user_id, vector, model, depth, and what the scope needs. Rows as of `by_words`.
     """
-    kinds = "" if scope.messages else " and kind = 'fact'"
-    place = " and (conversation_id = :conversation_id or kind = 'fact')" if scope.in_conversation else ""
-    excluded = _excluded(scope, "item_id")
-    return sa.text(
-        "with near as materialized (select kind, item_id, conversation_id, sequence,"  # noqa: S608
-        f" -least(body <#> cast(:vector as halfvec), {_NEAREST_PIECE}) as score"
-        f" from embeddings where user_id = :user_id and model = :model{kinds}{place}),"
-        " messages as (select item_id, conversation_id, sequence, score from near"
-        f" where kind = 'turn'{excluded} order by score desc, item_id limit :depth),"
-        " best as materialized (select facts.id, coalesce(valid_from, record_time) as moment, score"
-        " from near join facts on facts.user_id = :user_id and facts.id = near.item_id"
-        f" where kind = 'fact'{_fact_conditions(scope)} order by score desc, facts.id limit :depth)"
-        " select 'meaning' as leg, true as is_message, cast(item_id as text) as id,"
+    mine = f"-least(body <#> cast(:vector as halfvec), {_NEAREST_PIECE}) as score from embeddings"
+    mine += " where embeddings.user_id = :user_id and model = :model"
+    place = " and conversation_id = :conversation_id" if scope.in_conversation else ""
+    messages = (
+        f"messages as materialized (select item_id, conversation_id, sequence, {mine} and kind = 'turn'"
+        f"{place}{_excluded(scope, 'item_id')} order by score desc, item_id limit :depth), "
+    )
+    messages_found = (
+        "select 'meaning' as leg, true as is_message, cast(item_id as text) as id,"
         " cast(messages.conversation_id as text) as conversation_id, messages.sequence, create_time as moment, score,"
         " array[]::text[] as sources from messages join turns on turns.user_id = :user_id and message_id = item_id"
-        " where token_count > 0"
-        f" union all select 'meaning', false, cast(id as text), null, null, moment, score, {_SOURCES} from best"
+        " where token_count > 0 union all "
+    )
+    # The rows go from the scan into the sort, which keeps the best: ten thousand kept for another look cost half as much
+    # again. Facts, which have no conversation, have a place of their own in the index.
+    return sa.text(
+        f"with {messages if scope.messages else ''}"  # noqa: S608 - of constants
+        f"near as materialized (select item_id, {mine} and conversation_id is null),"
+        " best as materialized (select facts.id, coalesce(valid_from, record_time) as moment, score"
+        " from near join facts on facts.user_id = :user_id and facts.id = near.item_id"
+        f" where true{_fact_conditions(scope)} order by score desc, facts.id limit :depth)"
+        f" {messages_found if scope.messages else ''}"
+        "select 'meaning' as leg, false as is_message, cast(id as text) as id, cast(null as text) as conversation_id,"
+        f" cast(null as integer) as sequence, moment, score, {_SOURCES} as sources from best"
     )
 
 
@@ -169,7 +176,7 @@ def rows(scope: Scope) -> sa.TextClause:
         " cast(facts.superseded_by as text) as superseded_by, facts.expire_time,"
         " array(select cast(conversation_id as text) || ':' || cast(message_id as text) from fact_sources"
         " where fact_sources.user_id = :user_id and fact_sources.fact_id = facts.id order by message_id) as sources"
-        " from unnest(cast(:ordinals as integer[]), cast(:conversation_ids as uuid[]), cast(:sequences as integer[]),"
+        " from unnest(cast(:ordinals as integer[]), cast(:conversation_ids as uuid[]), cast(:sequences as bigint[]),"
         " cast(:fact_ids as uuid[])) as wanted (ordinal, conversation_id, sequence, fact_id)"
         " left join turns on turns.user_id = :user_id and turns.conversation_id = wanted.conversation_id"
         f" and turns.sequence = wanted.sequence and turns.token_count > 0{_excluded(scope, 'turns.message_id')}"

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from services.memory.records import Stamp
-
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -43,12 +41,11 @@ class Talk:
 
 @dataclass(frozen=True, slots=True)
 class KnownFact:
-    """A current fact to sum up."""
+    """A current fact that the user stands behind, to sum up."""
 
     text: str = field(repr=False)
     subject: str
     attribute: str
-    stamped_by: Stamp
     valid_from: datetime | None
 
 
@@ -58,7 +55,6 @@ class Person:
 
     version: int
     facts: Sequence[KnownFact]
-    conversations: Sequence[Summary]
     has_summary: bool
     digest: bytes | None
 

@@ -16,9 +16,11 @@ AFFECTED: Final = sa.text(
     " from unnest(cast(:user_ids as uuid[]), cast(:conversation_ids as uuid[]), cast(:sequences as integer[]))"
     " as told (user_id, conversation_id, sequence)"
     " join conversations known on known.user_id = told.user_id and known.conversation_id = told.conversation_id"
+    " cross join lateral (select max(turns.sequence) as sequence from turns where turns.user_id = known.user_id"
+    " and turns.conversation_id = known.conversation_id) last"
     " left join summaries made on made.user_id = told.user_id and made.scope_id = told.conversation_id"
     " where made.last_sequence >= told.sequence"
-    " or known.last_sequence >= greatest(:after_messages, coalesce(made.last_sequence, 0) + :every_messages)"
+    " or last.sequence >= greatest(:after_messages, coalesce(made.last_sequence, 0) + :every_messages)"
 )
 """The conversations that have grown enough since they were last summed up, or were rewritten where that had been done."""
 
@@ -30,10 +32,15 @@ DROP: Final = sa.text(
 
 
 def talk(key: ConversationKey) -> sa.Select[Any]:
-    """How far a conversation is known, and its summary."""
-    made = summaries
+    """How far a conversation goes, over holes too, and its summary."""
+    made, last = summaries, sa.select(sa.func.max(turns.c.sequence)).where(_is_of(key)).scalar_subquery()
     return (
-        sa.select(conversations.c.last_sequence, made.c.body, made.c.last_sequence.label("summarized"), made.c.update_time)
+        sa.select(
+            sa.func.coalesce(last, 0).label("last_sequence"),
+            made.c.body,
+            made.c.last_sequence.label("summarized"),
+            made.c.update_time,
+        )
         .select_from(conversations.outerjoin(made, _is_summary_of(key)))
         .where(is_alive(key))
     )
@@ -51,7 +58,7 @@ def turns_after(key: ConversationKey, *, sequence: int, last_sequence: int, most
 
 
 def hold_conversation(key: ConversationKey) -> sa.Select[Any]:
-    """Keeps a conversation from being changed until the end of the transaction."""
+    """Keeps a conversation from being changed until the end of the transaction; no row where it was deleted."""
     return sa.select(conversations.c.last_sequence).where(is_alive(key)).with_for_update(read=True)
 
 
@@ -87,27 +94,18 @@ def renew_summary(key: ConversationKey, *, text: str, last_sequence: int, since:
 
 
 def current_facts(user_id: str, *, most: int) -> sa.Select[Any]:
-    """What is known and holds now, what matters most first."""
+    """What the user has said and holds now, what matters most first."""
     now = sa.func.now()
     return (
-        sa.select(facts.c.body, facts.c.subject, facts.c.attribute, facts.c.stamped_by, facts.c.valid_from)
+        sa.select(facts.c.body, facts.c.subject, facts.c.attribute, facts.c.valid_from)
         .where(
             facts.c.user_id == user_id,
+            facts.c.stamped_by == "user",
             facts.c.invalidate_time.is_(None),
             facts.c.expire_time.is_(None) | (facts.c.expire_time > now),
             facts.c.valid_to.is_(None) | (facts.c.valid_to > now),
         )
         .order_by(facts.c.importance.desc(), facts.c.record_time.desc(), facts.c.id)
-        .limit(most)
-    )
-
-
-def latest_summaries(user_id: str, *, most: int) -> sa.Select[Any]:
-    """The summaries of conversations, the latest written first."""
-    return (
-        sa.select(summaries.c.body, summaries.c.last_sequence, summaries.c.update_time)
-        .where(summaries.c.user_id == user_id, summaries.c.kind == "conversation")
-        .order_by(summaries.c.update_time.desc(), summaries.c.scope_id)
         .limit(most)
     )
 

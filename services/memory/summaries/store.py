@@ -11,7 +11,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.memory.people import hold_person
+from services.memory.people import exclude_writers, hold_person, touch_people
 from services.memory.summaries import statements
 from services.memory.summaries.limits import SummaryLimits
 from services.memory.summaries.records import KnownFact, Person, SaidTurn, Summary, SummaryPair, Talk
@@ -21,7 +21,6 @@ from services.runtime.database import Database
 
 _MOST_TURNS: Final = 400
 _MOST_FACTS: Final = 200
-_MOST_SUMMARIES: Final = 10
 
 
 async def follow_recorded(
@@ -50,15 +49,18 @@ async def drop_summaries(
 ) -> None:
     """Removes the summaries of conversations (user id, conversation id), and those of their people, which are owed anew.
 
-    In the transaction that takes their words away, after it holds the people.
+    In the transaction that takes their words away, after it holds the people, whose versions it raises: a summary of the
+    person that is being written of them is thrown away.
     """
     if not conversations:
         return
-    people = [(user_id, user_id) for user_id in sorted({user_id for user_id, _ in conversations})]
+    user_ids = {user_id for user_id, _ in conversations}
+    people = [(user_id, user_id) for user_id in user_ids]
     scopes = [*conversations, *people]
     values = {"user_ids": [user_id for user_id, _ in scopes], "scope_ids": [scope_id for _, scope_id in scopes]}
     await connection.execute(statements.DROP, values)
     await owe(connection, "portray", people, delay_seconds=limits.portrait_delay_seconds)
+    await touch_people(connection, user_ids)
 
 
 class SummaryStore:
@@ -108,7 +110,6 @@ class SummaryStore:
                 return False
             if talk.last_sequence - reached >= self._limits.every_messages:
                 await owe(connection, "summarize", [(key.user_id, key.conversation_id)])
-            await self._owe_portrait(connection, key.user_id)
         return True
 
     async def read_person(self, user_id: str) -> Person:
@@ -118,17 +119,16 @@ class SummaryStore:
             head = (await connection.execute(statements.version(user_id))).one()
             facts = await connection.execute(statements.current_facts(user_id, most=_MOST_FACTS))
             known = [KnownFact(*row) for row in facts]
-            latest = await connection.execute(statements.latest_summaries(user_id, most=_MOST_SUMMARIES))
-            told = [_summary(row) for row in latest]
-        return Person(head.version, known, told, head.has_summary, head.digest)
+        return Person(head.version, known, head.has_summary, head.digest)
 
     async def keep_portrait(self, user_id: str, text: str, *, version: int, digest: bytes) -> bool:
         """Keeps the summary of a person as they were at `version`; an empty one removes what they had.
 
-        False, and nothing is changed, where something of what it was made of has changed since.
+        False, and nothing is changed, where something of what it was made of has changed since. What somebody is about to
+        take away is waited for: writers of one user do not see each other, and do take words away where they rewrite them.
         """
         async with self._database.transaction(user_id=user_id) as connection:
-            await hold_person(connection, user_id)
+            await exclude_writers(connection, user_id)
             if (await connection.execute(statements.version(user_id))).one().version != version:
                 return False
             if text:
@@ -151,7 +151,7 @@ class SummaryStore:
 
 async def _are_there(connection: AsyncConnection, key: ConversationKey, turns: Sequence[SaidTurn]) -> bool:
     held = (await connection.execute(statements.hold_conversation(key))).one_or_none()
-    if held is None or held.last_sequence < turns[-1].sequence:
+    if held is None:
         return False
     ids, revisions = [turn.message_id for turn in turns], [turn.revision for turn in turns]
     found: int = (await connection.execute(statements.unchanged_turns(key, ids, revisions))).scalar_one()

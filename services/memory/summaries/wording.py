@@ -6,7 +6,6 @@ paragraph of plain text within its bound. It refuses to decide what is summed up
 
 import re
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from importlib.resources import files
 from typing import Final
 
@@ -45,23 +44,15 @@ def conversation_material(summary: str, lines: Iterable[str]) -> str:
 
 
 def fact_line(fact: KnownFact) -> str:
-    """A fact on one line; what the user did not say themselves says who did."""
+    """A fact on one line."""
     about = " ".join(part for part in (fact.subject if fact.subject != "user" else "", fact.attribute) if part)
     since = f" (since {fact.valid_from:%Y-%m-%d})" if fact.valid_from else ""
-    source = "" if fact.stamped_by == "user" else f"(said by {fact.stamped_by}) "
-    told = _flat(fact.text) if fact.stamped_by == "user" else f'"{_flat(fact.text)}"'
-    return f"- {source}{_flat(about) + ': ' if about else ''}{told}{since}"
+    return f"- {_flat(about) + ': ' if about else ''}{_flat(fact.text)}{since}"
 
 
-def summary_line(text: str, update_time: datetime) -> str:
-    """The summary of a conversation on one line."""
-    return f"- ({update_time:%Y-%m-%d}) {_flat(text)}"
-
-
-def person_material(facts: Sequence[str], summaries: Sequence[str]) -> str:
+def person_material(facts: Sequence[str]) -> str:
     """What a model is given of a person; empty where nothing is known."""
-    known = [("Facts:", facts), ("Earlier conversations, the latest first:", summaries)]
-    return "\n\n".join("\n".join([title, *lines]) for title, lines in known if lines)
+    return "\n".join(["Facts:", *facts]) if facts else ""
 
 
 def tidy_summary(said: str, *, most_characters: int) -> str:

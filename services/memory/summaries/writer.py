@@ -2,7 +2,8 @@
 
 Owns what is asked of the model and when nothing need be asked. Invariants: one call a piece of work, bounded on both sides;
 none where nothing changed; no transaction is open meanwhile, and what was made of anything that changed or went meanwhile is
-thrown away (store.py). Words that the model adds to the input stay bounded and plain: wording.py.
+thrown away (store.py); the person's summary is made of what the user has said and of nothing else, since it stands among the
+model's instructions. Words that the model adds to the input stay bounded and plain: wording.py.
 """
 
 import hashlib
@@ -108,22 +109,19 @@ class SummaryWriter:
         return None
 
     def _material(self, person: Person) -> str:
-        """Facts first, then summaries, within the bound."""
-        left = self._limits.most_input_tokens
-        facts, left = _within(left, [wording.fact_line(fact) for fact in person.facts])
-        told = [wording.summary_line(one.text, one.update_time) for one in person.conversations]
-        summaries, _ = _within(left, told)
-        return wording.person_material(facts, summaries)
+        """The facts that matter most, within the bound."""
+        lines = [wording.fact_line(fact) for fact in person.facts]
+        return wording.person_material(_within(self._limits.most_input_tokens, lines))
 
 
-def _within(tokens: int, lines: Sequence[str]) -> tuple[Sequence[str], int]:
-    """The first lines that fit, and what is left of the tokens."""
+def _within(tokens: int, lines: Sequence[str]) -> Sequence[str]:
+    """The first lines that fit."""
     for index, line in enumerate(lines):
         cost = text_tokens(line) + _LINE_TOKENS
         if cost > tokens:
-            return lines[:index], tokens
+            return lines[:index]
         tokens -= cost
-    return lines, tokens
+    return lines
 
 
 def _digest(*parts: str) -> bytes:

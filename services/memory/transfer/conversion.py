@@ -13,11 +13,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from parley.memory.v1 import memory_pb2
 from services.memory.facts.changes import DEFAULT_IMPORTANCE, DEFAULT_SUBJECT
-from services.memory.messages import timestamp
+from services.memory.messages import timestamp, told_message, turn_of_message
 from services.memory.records import Fact, Source, Stamp
-from services.memory.tokens import message_tokens
 from services.memory.transfer.records import SaidMessage, ToldFact, ToldMessage
-from services.memory.turns import Turn
 from services.runtime.errors import FieldViolation, invalid_request
 
 # Clocks differ.
@@ -30,16 +28,7 @@ Told = tuple[Sequence[ToldMessage], Sequence[ToldFact]]
 
 def record_of_message(said: SaidMessage) -> memory_pb2.MemoryRecord:
     """A message, as it is exported."""
-    turn = said.turn
-    message = memory_pb2.ContextMessage(
-        message_id=turn.message_id,
-        sequence=turn.sequence,
-        role=turn.role,
-        text=turn.text,
-        revision=turn.revision,
-        create_time=timestamp(turn.create_time),
-    )
-    record = memory_pb2.MessageRecord(conversation_id=said.conversation_id, message=message)
+    record = memory_pb2.MessageRecord(conversation_id=said.conversation_id, message=told_message(said.turn))
     return memory_pb2.MemoryRecord(message=record)
 
 
@@ -124,17 +113,7 @@ def _fact_problems(told: ToldFact, now: datetime) -> Iterator[FieldViolation]:
 
 
 def _said(record: memory_pb2.MessageRecord) -> SaidMessage:
-    message = record.message
-    turn = Turn(
-        message_id=str(uuid.UUID(message.message_id)),
-        sequence=message.sequence,
-        role=message.role,
-        text=message.text,
-        revision=message.revision,
-        create_time=message.create_time.ToDatetime(tzinfo=UTC),
-        token_count=message_tokens(message.text),
-    )
-    return SaidMessage(str(uuid.UUID(record.conversation_id)), turn)
+    return SaidMessage(str(uuid.UUID(record.conversation_id)), turn_of_message(record.message))
 
 
 def _fact(record: memory_pb2.FactRecord, now: datetime) -> Fact:

@@ -30,7 +30,7 @@ _FIRST_ID: Final = "00000000-0000-0000-0000-000000000000"
 
 @dataclass(frozen=True, slots=True)
 class ExportLimits:
-    """`at_once` exports run in a process, and another waits `wait_seconds` for its turn.
+    """`at_once` exports run in a process, one of a user, so that nobody keeps the others out; the next waits `wait_seconds`.
 
     A page is to be taken within `page_seconds`, the whole within `whole_seconds`. A page has at most `page_records`, and
     ends with the message that makes it `page_bytes` long.
@@ -50,11 +50,12 @@ class ExportStore:
     def __init__(self, database: Database, limits: ExportLimits) -> None:
         self._database = database
         self._gate = asyncio.Semaphore(limits.at_once)
+        self._exporting = set[str]()
         self.limits = limits
 
     async def pages(self, user_id: str) -> AsyncGenerator[Page, None]:
         """Everything of a user, page by page; close it when done. Raises Unavailable (SERVICE_BUSY) before the first."""
-        async with self._turn(), self._database.snapshot(user_id=user_id) as connection:
+        async with self._turn(user_id), self._database.snapshot(user_id=user_id) as connection:
             place: dict[str, Any] = {"conversation_id": _FIRST_ID, "sequence": 0}
             while messages := await self._messages(connection, {"user_id": user_id, **place}):
                 yield messages
@@ -66,7 +67,18 @@ class ExportStore:
                     after_id = facts[-1].id
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
+    async def _turn(self, user_id: str) -> AsyncIterator[None]:
+        if user_id in self._exporting:
+            raise _busy()
+        self._exporting.add(user_id)
+        try:
+            async with self._place():
+                yield
+        finally:
+            self._exporting.discard(user_id)
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(self.limits.wait_seconds):
                 await self._gate.acquire()

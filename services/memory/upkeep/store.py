@@ -16,7 +16,8 @@ from services.runtime.database import Database
 
 Task = Literal["embed", "extract", "summarize", "portray", "expire"]
 
-# What waits already keeps its time: talk that goes on does not put it off for ever. By the order of the keys, so that two
+# What waits already keeps its time: talk that goes on does not put it off for ever. What is being done had its time: what
+# comes meanwhile waits for more like any other. By the order of the keys, so that two
 # that owe the same never wait for each other in a ring.
 _OWE: Final = sa.text(
     "insert into upkeep (user_id, scope_id, task, due_time)"
@@ -25,7 +26,8 @@ _OWE: Final = sa.text(
     " cross join unnest(cast(:tasks as text[]), cast(:delays as double precision[])) as due (task, delay_seconds)"
     " order by user_id, scope_id, task"
     " on conflict (user_id, scope_id, task) do update set revision = upkeep.revision + 1,"
-    " due_time = least(upkeep.due_time, excluded.due_time)"
+    " due_time = case when upkeep.due_time <= now() and upkeep.claim_until > now() then excluded.due_time"
+    " else least(upkeep.due_time, excluded.due_time) end"
 )
 _SET_DUE: Final = sa.text(
     "insert into upkeep (user_id, scope_id, task, due_time) values (cast(:user_id as uuid), cast(:scope_id as uuid), :task,"
@@ -87,7 +89,7 @@ async def owe(
 ) -> None:
     """Notes, in the transaction of the cause, that work is owed for these (user id, scope id), due after `delay_seconds`.
 
-    What is owed already keeps the earlier time.
+    What waits already keeps the earlier time; what is being done is due anew after that delay.
     """
     await owe_all(connection, {task: delay_seconds}, scopes)
 

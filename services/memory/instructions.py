@@ -6,6 +6,7 @@ it is put as one.
 """
 
 import re
+import unicodedata
 from typing import Final
 
 _OVERRIDE: Final = re.compile(
@@ -13,7 +14,7 @@ _OVERRIDE: Final = re.compile(
     r"|\bsystem\s*(?:prompt|message|instruction)|\bdeveloper (?:mode|message)|\bjail\s?break|\bprompt injection"
     r"|\byou are (?:now|no longer)\b|\byou are (?:a|an|the) (?:\w+ ){0,3}(?:assistant|ai|model|bot|agent|expert)\b"
     r"|\b(?:act|behave|respond) as (?:if|though|a|an)\b|\bpretend (?:to be|you)|\bnew instructions?\b|\bfrom now on,? you\b"
-    r"|<\|?(?:system|im_start|im_end|endoftext)|^\s*(?:system|assistant|developer)\s*:|\[/?inst\]"
+    r"|<\|?(?:system|im_start|im_end|endoftext)|^[^\S\n]*(?:system|assistant|developer)\s*:|\[/?inst\]"
     r"|\b(?:ignoriere|vergiss)\b[^.\n]{0,40}(?:anweisung|regel)|\b(?:ignora|olvida)\b[^.\n]{0,40}(?:instruccion|reglas)"
     r"|\b(?:ignore|oublie)[sz]?\b[^.\n]{0,40}(?:consigne|instruction|regle)|игнорируй[^.\n]{0,40}инструкц|忽略[^。\n]{0,20}(?:指令|指示)",
     re.IGNORECASE | re.MULTILINE,
@@ -39,8 +40,11 @@ _ASSISTANT: Final = re.compile(
     re.IGNORECASE,
 )
 _CONFIDENTIAL: Final = (
-    r"pass\s?(?:word|code|phrase|wort)|pin(?:\s?(?:code|number))?|cvv|cvc|security code|api[\s_-]?key|access[\s_-]?token"
-    r"|secret key|private key|recovery (?:code|phrase)|seed phrase|contrase(?:ñ|n)a|clave|mot de passe|kennwort|senha|parola"
+    r"pass\s?(?:word|code|phrase|wort|wd|key)|pwd|pin(?:\s?(?:code|number))?|cvv|cvc|api[\s_-]?key|(?:access|bearer)[\s_-]?token"
+    r"|secret key|private key"
+    r"|(?:2fa|mfa|otp|security|recovery|backup|unlock|entry|access|alarm|door|gate|safe|lock)(?: \w+)? codes?"
+    r"|(?:code|combination) (?:for|of|to) (?:the|my|their)(?: user's)? (?:safe|door|gate|lock|alarm|phone|house|vault)"
+    r"|recovery phrase|seed phrase|contrase(?:ñ|n)a|clave|mot de passe|kennwort|senha|parola"
     r"|wachtwoord|пароль|密码|パスワード|비밀번호"
 )
 _TOLD_SECRET: Final = re.compile(
@@ -52,6 +56,10 @@ _KEY: Final = re.compile(
     r"\b(?:sk|pk|rk)[-_][A-Za-z0-9_-]{12,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bAKIA[0-9A-Z]{12,}|\bxox[abprs]-[\w-]{10,}|\bAIza[\w-]{20,}"
     r"|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*|-----BEGIN [A-Z ]*PRIVATE KEY|\bglpat-[\w-]{10,}|\b[0-9a-f]{40,}\b"
 )
+# What a reader does not see, and a pattern would stumble over.
+_UNSEEN: Final = re.compile(
+    "[\u00ad\u034f\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe00-\ufe0f\ufeff\U000e0000-\U000e007f]"
+)
 _SOCIAL_SECURITY: Final = re.compile(r"\b\d{3}-\d{2}-\d{4}\b")
 _DIGITS: Final = re.compile(r"(?<!\d)\d(?:[ -]?\d){12,18}(?!\d)")
 _IBAN: Final = re.compile(r"\b[A-Z]{2}\d{2}(?:[ ]?[0-9A-Z]{4}){3,7}(?:[ ]?[0-9A-Z]{1,3})?\b")
@@ -59,11 +67,12 @@ _IBAN: Final = re.compile(r"\b[A-Z]{2}\d{2}(?:[ ]?[0-9A-Z]{4}){3,7}(?:[ ]?[0-9A-
 
 def overrides_instructions(text: str) -> bool:
     """Whether a text speaks to a model about what it is told to do."""
-    return bool(_OVERRIDE.search(text))
+    return bool(_OVERRIDE.search(_plain(text)))
 
 
 def is_order(text: str) -> bool:
     """Whether a fact is an order to a model rather than something about the user; a wish, put as one, is not."""
+    text = _plain(text)
     if overrides_instructions(text) or _COMMAND_WITH_LINK.search(text):
         return True
     return any(_ORDER.search(sentence) and not _WISH.search(sentence) for sentence in _SENTENCE_END.split(text))
@@ -76,11 +85,17 @@ def is_about_assistant(text: str, subject: str) -> bool:
 
 def holds_secret(text: str, attribute: str) -> bool:
     """Whether a text tells a password, a key, a card's or an account's number, or a social security number."""
+    text = _plain(text)
     if _TOLD_SECRET.search(text) or _KEY.search(text) or _SOCIAL_SECURITY.search(text) or _IS_SECRET.match(attribute):
         return True
     return any(_is_card(found) for found in _DIGITS.findall(text)) or any(
         _is_account(found) for found in _IBAN.findall(text)
     )
+
+
+def _plain(text: str) -> str:
+    """As it reads: without what is not seen, in the usual form of its letters."""
+    return unicodedata.normalize("NFKC", _UNSEEN.sub("", text))
 
 
 def _is_card(text: str) -> bool:
