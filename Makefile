@@ -9,7 +9,7 @@ BIN := .venv/bin
 ARGS ?=
 # Tests mostly wait: this many processes share them, each with a Postgres and a Redis of its own. 0: none but pytest itself.
 WORKERS ?= 2
-CODE := services gateway simulator suite bench/stack.py protos/generate.py
+CODE := services gateway simulator suite bench/stack.py bench/cut_streams.py bench/retrieval.py bench/memory_scale.py protos/generate.py
 TESTS := tests
 
 help: ## This list

@@ -8,7 +8,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from parley.memory.v1 import memory_pb2
 from services.memory.recall.moments import window_of
 from services.memory.recall.question import own_voice, read_question
+from suite.databases import ServiceDatabase
 from tests.memory.conftest import Start
+from tests.memory.database import fetch, run
 from tests.memory.service import BEGAN, MemoryService, eventually, message, new_id
 from tests.memory.statements import counted_statements
 
@@ -84,6 +86,21 @@ async def test_words_serve_alone_while_the_provider_is_away_and_the_answer_says_
         answer = await memory.search("dog")
         assert [one.memory.text for one in answer.memories] == ["My dog is called Bello."]
         assert list(answer.degraded) == ["embeddings"]
+
+
+async def test_what_is_not_embedded_yet_is_not_lost_behind_all_that_is(
+    start_memory: Start, provider: dict[str, object], database: ServiceDatabase
+) -> None:
+    async with start_memory(**provider) as memory:
+        for number in range(12):
+            await said(memory, f"The parcel came to gate {number}.", "The parcel is at the gate, then.", "The gate is shut.")
+        _, (fresh, _) = await said(memory, "The courier left parcel ZX81 there.", "Right.")
+        async for _ in eventually(10):
+            memory.upkeep.look()
+            if not await fetch(database, "select 1 from upkeep where task = 'embed'"):
+                break
+        await run(database, "delete from embeddings where item_id = %s", fresh.message_id)
+        assert fresh.text in await memory.found("parcel ZX81 at the gate")
 
 
 async def test_a_search_by_meaning_is_one_statement_more(start_memory: Start, provider: dict[str, object]) -> None:

@@ -46,13 +46,14 @@ Key = Place | FactKey
 class Candidate:
     """What one leg found: `score` orders it within its leg, `moment` is when it was said, or since when it holds.
 
-    `sources` are the messages that a fact was learned from.
+    `sources` are the messages that a fact was learned from. What is not embedded yet can only be found by its words.
     """
 
     key: Key
     score: float
     moment: datetime
     sources: Sequence[Place] = ()
+    is_embedded: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,9 @@ def fuse(
     ordered_words, ordered_meaning = _ordered(words), _near(_ordered(meaning))
     votes.cast("words", weights.words, (one.key for one in ordered_words))
     votes.cast("meaning", weights.meaning, (one.key for one in ordered_meaning))
+    if ordered_meaning:
+        # What was said a moment ago has no vector yet, and would stand behind all that has: its words speak for its meaning.
+        votes.cast("words", weights.meaning, (None if one.is_embedded else one.key for one in ordered_words))
     votes.cast("previous", weights.previous, _followers(ordered_meaning))
     votes.cast("facts", weights.facts, _sources(ordered_words, ordered_meaning, weights))
     if window is not None:
@@ -109,10 +113,12 @@ class _Votes:
         self._scores: dict[Key, float] = {}
         self._legs: dict[Key, list[str]] = {}
 
-    def cast(self, leg: str, weight: float, keys: Iterable[Key]) -> None:
+    def cast(self, leg: str, weight: float, keys: Iterable[Key | None]) -> None:
+        """A vote for each by its rank; None holds a place for nobody."""
         if weight > 0:
             for rank, key in enumerate(keys, 1):
-                self._add(leg, key, weight / (self._constant + rank))
+                if key is not None:
+                    self._add(leg, key, weight / (self._constant + rank))
 
     def cast_beside(self, leg: str, weight: float) -> None:
         """The messages before and after the best ones; each by its best neighbour only.
@@ -135,7 +141,9 @@ class _Votes:
 
     def _add(self, leg: str, key: Key, score: float) -> None:
         self._scores[key] = self._scores.get(key, 0.0) + score
-        self._legs.setdefault(key, []).append(leg)
+        legs = self._legs.setdefault(key, [])
+        if leg not in legs:
+            legs.append(leg)
 
     def order(self) -> list[Key]:
         return sorted(self._scores, key=lambda key: -self._scores[key])

@@ -57,14 +57,14 @@ def by_words(scope: Scope, words: int) -> sa.TextClause:
     """Ranks by BM25, messages and facts as one body of texts; by at most `words` words, one of WORD_COUNTS.
 
     Takes user_id, query, depth, and what the scope needs: conversation_id, excluded, start and end. Rows: leg (`words`, or
-    `recent`: the latest of the window), is_message, id, place, score, moment, sources.
+    `recent`: the latest of the window), is_message, id, place, score, moment, sources, is_embedded.
     """
     slots = range(1, words + 1)
     hits = f"select is_message, id, conversation_id, sequence, moment, {_score(slots)} as score from docs cross join corpus"  # noqa: S608
     is_hit = f"coalesce({_each('f{}', slots)}) is not null"
     recent = (
         " union all (select 'recent', is_message, cast(id as text), cast(conversation_id as text), sequence, moment,"
-        " extract(epoch from moment)::float8, array[]::text[] from docs"
+        " extract(epoch from moment)::float8, array[]::text[], true from docs"
         " where is_message and moment >= :start and moment < :end order by moment desc limit :depth)"
     )
     return sa.text(
@@ -72,7 +72,8 @@ def by_words(scope: Scope, words: int) -> sa.TextClause:
         f" best as materialized (({hits} where is_message and {is_hit} order by score desc, id limit :depth)"
         f" union all ({hits} where not is_message and {is_hit} order by score desc, id limit :depth))"
         " select 'words' as leg, is_message, cast(id as text), cast(conversation_id as text), sequence, moment, score,"
-        f" case when is_message then array[]::text[] else {_SOURCES} end as sources from best"
+        f" case when is_message then array[]::text[] else {_SOURCES} end as sources,"
+        " exists (select from embeddings where embeddings.user_id = :user_id and item_id = best.id) as is_embedded from best"
         f"{recent if scope.in_window else ''}"
     )
 
@@ -133,7 +134,7 @@ def _score(slots: range) -> str:
 def by_meaning(scope: Scope) -> sa.TextClause:
     """Ranks by the nearer of the whole and its pieces; vectors have length 1.
 
-    Takes user_id, vector, model, depth, and what the scope needs. Rows as of `by_words`.
+    Takes user_id, vector, model, depth, and what the scope needs. Rows as of `by_words`, all embedded.
     """
     mine = f"-least(body <#> cast(:vector as halfvec), {_NEAREST_PIECE}) as score from embeddings"
     mine += " where embeddings.user_id = :user_id and model = :model"
@@ -145,7 +146,8 @@ def by_meaning(scope: Scope) -> sa.TextClause:
     messages_found = (
         "select 'meaning' as leg, true as is_message, cast(item_id as text) as id,"
         " cast(messages.conversation_id as text) as conversation_id, messages.sequence, create_time as moment, score,"
-        " array[]::text[] as sources from messages join turns on turns.user_id = :user_id and message_id = item_id"
+        " array[]::text[] as sources, true as is_embedded"
+        " from messages join turns on turns.user_id = :user_id and message_id = item_id"
         " where token_count > 0 union all "
     )
     # The rows go from the scan into the sort, which keeps the best: ten thousand kept for another look cost half as much
@@ -158,7 +160,8 @@ def by_meaning(scope: Scope) -> sa.TextClause:
         f" where true{_fact_conditions(scope)} order by score desc, facts.id limit :depth)"
         f" {messages_found if scope.messages else ''}"
         "select 'meaning' as leg, false as is_message, cast(id as text) as id, cast(null as text) as conversation_id,"
-        f" cast(null as integer) as sequence, moment, score, {_SOURCES} as sources from best"
+        f" cast(null as integer) as sequence, moment, score, {_SOURCES} as sources,"
+        " true as is_embedded from best"
     )
 
 

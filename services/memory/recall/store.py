@@ -105,7 +105,7 @@ def _window_values(extent: Extent) -> dict[str, Any]:
 def _candidate(row: sa.Row[Any]) -> Candidate:
     key = Place(row.conversation_id, row.sequence) if row.is_message else FactKey(row.id)
     sources = tuple(_place(source) for source in row.sources)
-    return Candidate(key, row.score, row.moment, sources)
+    return Candidate(key, row.score, row.moment, sources, is_embedded=row.is_embedded)
 
 
 def _place(source: str) -> Place:
