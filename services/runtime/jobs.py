@@ -27,6 +27,8 @@ log = structlog.get_logger(__name__)
 Id = str | int
 Handler = Callable[..., Awaitable[None]]
 _LONGEST_DELAY_SECONDS = 300.0
+# Beyond what jobs under way are given.
+_END_SECONDS = 2.0
 # One statement, so that two processes that sweep at once cannot put back a job that already runs again.
 PUT_BACK = """
 with stalled as (
@@ -137,9 +139,9 @@ class Jobs:
                 await asyncio.wait({worker, lost}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 lost.cancel()
-                worker.cancel()
-                [error] = await asyncio.gather(worker, return_exceptions=True)
-            if error is None or isinstance(error, procrastinate.exceptions.ConnectorException | asyncio.CancelledError):
+                await _end(worker, within_seconds=stop_seconds + _END_SECONDS)
+            error = None if worker.cancelled() else worker.exception()
+            if error is None or isinstance(error, procrastinate.exceptions.ConnectorException):
                 # Postgres went away: jobs are safe in it, and wait.
                 log.warning("jobs.worker_lost_database")
             else:
@@ -168,3 +170,14 @@ class Jobs:
                     log.warning("job.stalled", job=row["task_name"], job_id=row["id"])
             except procrastinate.exceptions.ConnectorException as error:
                 log.warning("jobs.sweep_lost_database", error=type(error).__name__)
+
+
+async def _end(worker: "asyncio.Task[None]", *, within_seconds: float) -> None:
+    """Cancels until it has ended.
+
+    A cancellation can be lost where it meets a wait that is just over (asyncio.wait_for before Python 3.12), as when a
+    worker is stopped while it begins: it would then work for ever, and whoever waits for its end with it.
+    """
+    while not worker.done():
+        worker.cancel()
+        await asyncio.wait({worker}, timeout=within_seconds)

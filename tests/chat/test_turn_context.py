@@ -111,8 +111,8 @@ async def test_memory_is_told_every_turn_in_the_users_name(user: User, memory: M
 async def test_without_auth_memory_is_not_waited_for_either(start_chat: Start) -> None:
     async with start_chat(auth_target="ipv4:192.0.2.1:1", memory_timeout_seconds=0.3) as chat:
         user = chat.user()
-        begun = await user.create("Hello")
+        begun = await user.create("Hello", memory_enabled=True)
         async with asyncio.timeout(2):
-            events = await user.stream("Hi", conversation_id=begun.conversation_id)
+            events = await user.stream("Hi", conversation_id=begun.conversation_id, memory_enabled=True)
     assert "memory" in events[0].started.degraded
     assert events[-1].WhichOneof("event") == "completed"

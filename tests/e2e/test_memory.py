@@ -279,8 +279,10 @@ async def test_summaries_are_written_after_a_while(ana: Client) -> None:
     assert found["conversation_id"] == conversation
     assert found["last_sequence"] > 0
 
-    async def portrait() -> str:
-        return str((await ana.call("GET", "/api/v1/memories/summary"))["text"])
+    await ana.call("POST", "/api/v1/memories", text="The user sails a yawl.")
+
+    async def portrait() -> bool:
+        return "yawl" in (await ana.call("GET", "/api/v1/memories/summary"))["text"]
 
     assert await until(portrait)
 

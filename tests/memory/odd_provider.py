@@ -1,6 +1,7 @@
 """A server of embeddings that answers as a test says, on a real socket: the simulator keeps to the API."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,8 +19,13 @@ class OddProvider:
     answer: Answer
     base_url: str = ""
     asked: list[Json] = field(default_factory=list)
+    answering: set["asyncio.Task[Any]"] = field(default_factory=set)
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self.answering.add(task)
+        task.add_done_callback(self.answering.discard)
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
             length = int(head.partition("content-length:")[2].partition("\r\n")[0])
@@ -35,6 +41,8 @@ class OddProvider:
             await writer.drain()
         finally:
             writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
 
 def listed(*vectors: Any) -> Json:
@@ -50,3 +58,6 @@ async def odd_provider(answer: Answer) -> AsyncIterator[OddProvider]:
     async with server:
         provider.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         yield provider
+    # The server waits for none of them; what is left open when the loop ends would be told of in some other test.
+    if provider.answering:
+        await asyncio.wait(provider.answering, timeout=5)

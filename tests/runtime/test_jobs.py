@@ -112,6 +112,16 @@ async def test_a_graceful_stop_lets_a_running_job_finish(scratch: ServiceDatabas
     assert (await left(database))["jobs"] == 1
 
 
+async def test_a_stop_at_any_moment_ends_the_workers(scratch: ServiceDatabase) -> None:
+    async def stopped(seconds: float) -> None:
+        jobs = make_jobs(scratch, Worked())
+        async with asyncio.timeout(20), jobs.working(concurrency=1, stop_seconds=0.1):
+            await asyncio.sleep(seconds)
+
+    for step in range(25):
+        await asyncio.gather(*(stopped(step / 100 + lane / 500) for lane in range(4)))
+
+
 async def test_what_outlasts_the_stop_runs_again_later(scratch: ServiceDatabase, database: Database) -> None:
     cut = asyncio.Event()
 
