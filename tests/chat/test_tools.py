@@ -251,7 +251,8 @@ async def test_a_task_that_was_changed_is_told_also_when_the_turn_is_cancelled_m
     async with await psycopg.AsyncConnection.connect(url) as connection:
         # The change waits for this, as for another change of the user.
         await connection.execute("select from task_counters where user_id = %s for update", [user.id])
-        events = aiter(user.open_stream("Go", use_tasks=True))
+        # The cancellation may have to wait for the change; the round after it takes longer than that.
+        events = aiter(user.open_stream("Go", use_tasks=True, model="sim-5-0-1500"))
         told = [await anext(events)]
         while told[-1].WhichOneof("event") != "tool_call_started":
             told.append(await anext(events))
