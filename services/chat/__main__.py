@@ -46,7 +46,6 @@ from services.chat.message_store import MessageStore
 from services.chat.model import Model, open_model
 from services.chat.preferences import PreferenceClient
 from services.chat.record_store import RecordStore
-from services.chat.records import new_id
 from services.chat.request.option_secrets import stored_options
 from services.chat.request.reading import RequestReading
 from services.chat.servicer import ChatServicer
@@ -66,6 +65,7 @@ from services.runtime.channels import open_channel
 from services.runtime.database import Database, serving_database
 from services.runtime.duties import beside
 from services.runtime.identity import TokenVerifier
+from services.runtime.ids import new_id
 from services.runtime.jobs import Jobs
 from services.runtime.membership import membership
 from services.runtime.peers import ServiceTokens

@@ -4,21 +4,11 @@ Owns no behaviour but what follows from a value alone. Ids are UUIDs in their te
 """
 
 import datetime as dt
-import secrets
-import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 MAX_TITLE_CHARACTERS = 60
-
-
-def new_id() -> str:
-    """A UUIDv7: the time in milliseconds, then chance, so that new rows land at the end of every index."""
-    value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
-    value = value & ~(0xF << 76) | 0x7 << 76
-    return str(uuid.UUID(int=value & ~(0x3 << 62) | 0x2 << 62))
 
 
 def title_of(text: str) -> str:

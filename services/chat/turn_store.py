@@ -15,16 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.chat.generation_store import GenerationStore, supersede
-from services.chat.records import (
-    Generation,
-    Image,
-    KnownConversation,
-    Message,
-    MessageImage,
-    Turn,
-    new_id,
-    title_of,
-)
+from services.chat.records import Generation, Image, KnownConversation, Message, MessageImage, Turn, title_of
 from services.chat.refusals import conversation_not_found, request_id_reused
 from services.chat.rows import message_columns, message_of
 from services.chat.schema import ATTEMPT_CONSTRAINT, RUNNING_INDEX, conversations, generations, message_images, messages
@@ -34,6 +25,7 @@ from services.chat.turn_draft import TurnDraft, is_latest, latest_attempt, place
 from services.chat.versions import FORGET_REPLACED, NewReply, Replacement, replace_last_turn
 from services.runtime.database import Database, UserTransaction, violated_constraint
 from services.runtime.errors import Aborted, ServiceError, reason_name
+from services.runtime.ids import new_id
 from services.runtime.jobs import Jobs
 
 log = structlog.get_logger(__name__)

@@ -14,11 +14,12 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from parley.type.v1 import error_reason_pb2 as reasons
-from services.chat.records import KnownConversation, Message, new_id, title_of
+from services.chat.records import KnownConversation, Message, title_of
 from services.chat.refusals import conversation_not_found, message_not_found
 from services.chat.rows import message_columns, message_of, message_values
 from services.chat.schema import conversations, message_images, messages
 from services.runtime.errors import FailedPrecondition, FieldViolation, invalid_request
+from services.runtime.ids import new_id
 
 FORGET_REPLACED: Final = "forget_replaced"
 _A_MOMENT: Final = dt.timedelta(microseconds=1)

@@ -5,9 +5,6 @@ Owns no behaviour but what follows from a value alone. Ids are UUIDs in their te
 
 import hashlib
 import re
-import secrets
-import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,13 +16,6 @@ Origin = Literal["stated", "remembered", "extracted", "imported"]
 # From the most trusted to the least.
 STAMPS: Final[Sequence[Stamp]] = ("user", "assistant", "sms_peer", "tool")
 _WORD: Final = re.compile(r"\w+")
-
-
-def new_id() -> str:
-    """A UUIDv7: the time in milliseconds, then chance, so that new rows land at the end of every index."""
-    value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
-    value = value & ~(0xF << 76) | 0x7 << 76
-    return str(uuid.UUID(int=value & ~(0x3 << 62) | 0x2 << 62))
 
 
 def body_hash(text: str) -> bytes:

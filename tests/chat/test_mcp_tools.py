@@ -14,9 +14,9 @@ from services.chat.mcp.store import McpServerStore
 from services.chat.mcp.tools import McpTools
 from services.chat.mcp_settings import McpSettings
 from services.chat.options import McpServerChoice, ReplyOptions
-from services.chat.records import new_id
 from services.chat.tools.tool import Heard, Invocation, Tool, Toolbox, ToolError
 from services.runtime.database import Database, open_database
+from services.runtime.ids import new_id
 from services.runtime.sealing import Seal
 from suite.databases import ServiceDatabase
 from tests.chat.mcp_peers import SECRET, Request, Seen, answer, running_mcp, send_json, serving, shake_hands, stranger, tool

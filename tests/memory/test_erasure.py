@@ -14,8 +14,8 @@ from redis.asyncio import Redis
 
 from parley.memory.v1 import memory_pb2
 from services.memory.evictions import sweep_evictions
-from services.memory.records import new_id as new_time_id
 from services.runtime.duties import beside
+from services.runtime.ids import new_id as new_time_id
 from suite.databases import ServiceDatabase
 from suite.redis import RedisServer, running_redis
 from tests.memory.conftest import Start

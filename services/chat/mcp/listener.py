@@ -20,7 +20,6 @@ import structlog
 import uvicorn
 
 from parley.type.v1 import error_reason_pb2 as reasons
-from services.chat.records import new_id
 from services.runtime.calls import NOBODY, Call, current_call, enter
 from services.runtime.errors import (
     InvalidArgument,
@@ -32,6 +31,7 @@ from services.runtime.errors import (
     to_service_error,
 )
 from services.runtime.identity import AUTHORIZATION, TokenVerifier
+from services.runtime.ids import new_id
 
 log = structlog.get_logger(__name__)
 

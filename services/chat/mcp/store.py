@@ -23,10 +23,10 @@ from parley.type.v1 import error_reason_pb2 as reasons
 from services.chat.mcp.records import McpServer, ServerChanges, ServerDraft
 from services.chat.mcp.schema import LABEL_INDEX, mcp_servers
 from services.chat.options import McpServerChoice
-from services.chat.records import new_id
 from services.chat.refusals import request_id_reused
 from services.runtime.database import Database, violated_constraint
 from services.runtime.errors import AlreadyExists, NotFound, ResourceExhausted
+from services.runtime.ids import new_id
 from services.runtime.sealing import Seal, SealError
 
 log = structlog.get_logger(__name__)

@@ -22,7 +22,8 @@ from services.memory.facts.changes import (
     Replace,
 )
 from services.memory.facts.refusals import memory_exists, memory_not_found
-from services.memory.records import Fact, Origin, Source, Stamp, body_hash, least_trusted, new_id
+from services.memory.records import Fact, Origin, Source, Stamp, body_hash, least_trusted
+from services.runtime.ids import new_id
 
 # From what lasts by itself to what goes with its sources.
 _ORIGINS: Final[Sequence[Origin]] = ("stated", "imported", "remembered", "extracted")
