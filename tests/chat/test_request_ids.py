@@ -145,20 +145,27 @@ async def test_another_process_tells_every_event_as_it_comes(start_chat: Start) 
     assert text_of(followed) != ""
 
 
+async def left_by_a_dead_process(database: ServiceDatabase, *, lease_seconds: float, text: str) -> None:
+    """What a killed process leaves behind: a running row that nobody renews. Its process must be gone: one that lives knows better."""
+    async with await psycopg.AsyncConnection.connect(database.migration_url) as connection:
+        await connection.execute("select set_config('parley.scope', 'service', true)")
+        await connection.execute(
+            "update generations set status = 'running', end_time = null, owner = 'dead',"
+            " lease_expire_time = now() + make_interval(secs => %s)",
+            [lease_seconds],
+        )
+        await connection.execute("update messages set status = 'generating', text = %s where role = 'assistant'", [text])
+
+
 async def test_a_turn_whose_process_died_is_tried_again_by_whoever_is_asked(
     start_chat: Start, database: ServiceDatabase, simulator: Running
 ) -> None:
-    async with start_chat(lease_seconds=1, lease_renew_seconds=0.3) as chat:
-        user = chat.user()
+    async with start_chat() as gone:
+        user = gone.user()
         first = await user.create("Hi", request_id="one")
-        # What a killed process leaves behind: a running row that nobody renews.
-        async with await psycopg.AsyncConnection.connect(database.migration_url, autocommit=True) as connection:
-            await connection.execute("select set_config('parley.scope', 'service', false)")
-            await connection.execute(
-                "update generations set status = 'running', end_time = null, owner = 'dead',"
-                " lease_expire_time = now() - interval '1 second'"
-            )
-            await connection.execute("update messages set status = 'generating', text = '' where role = 'assistant'")
+    await left_by_a_dead_process(database, lease_seconds=-1, text="")
+    async with start_chat(lease_seconds=1, lease_renew_seconds=0.3) as chat:
+        user = user.at(chat)
         again = await user.create("Hi", request_id="one")
         assert (again.message.id, again.message.text) == (first.message.id, first.message.text)
         assert len(await user.messages(again.conversation_id)) == 2
@@ -166,16 +173,12 @@ async def test_a_turn_whose_process_died_is_tried_again_by_whoever_is_asked(
 
 
 async def test_the_sweeper_closes_what_a_dead_process_left(start_chat: Start, database: ServiceDatabase) -> None:
-    async with start_chat(lease_seconds=0.6, lease_renew_seconds=0.2) as chat:
-        user = chat.user()
+    async with start_chat() as gone:
+        user = gone.user()
         first = await user.create("Hi")
-        async with await psycopg.AsyncConnection.connect(database.migration_url, autocommit=True) as connection:
-            await connection.execute("select set_config('parley.scope', 'service', false)")
-            await connection.execute(
-                "update generations set status = 'running', end_time = null, owner = 'dead',"
-                " lease_expire_time = now() + interval '0.5 seconds'"
-            )
-            await connection.execute("update messages set status = 'generating' where role = 'assistant'")
+    await left_by_a_dead_process(database, lease_seconds=0.5, text=first.message.text)
+    async with start_chat(lease_seconds=0.6, lease_renew_seconds=0.2) as chat:
+        user = user.at(chat)
         for _ in range(100):
             reply = (await user.messages(first.conversation_id))[1]
             if reply.status != "generating":
