@@ -18,6 +18,7 @@ search is, only a corpus of real dialogues can tell.
 
     python -m bench.retrieval
     python -m bench.retrieval --no-embeddings
+    python -m bench.retrieval --embedding-model all-MiniLM-L6-v2
     python -m bench.retrieval --corpus dialogues.json
 """
 
@@ -47,6 +48,7 @@ from services.memory.settings import MemorySettings
 from services.runtime.duties import beside
 from services.runtime.migrations import migrate
 from services.runtime.server import GrpcServer
+from simulator.embedders import Embedder, LocalEmbedder
 from simulator.server import running
 from suite.databases import ServiceDatabase, prepare_database
 from suite.postgres import EmbeddedPostgres
@@ -105,6 +107,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dialogues", type=int, default=10, help="users of the corpus that is made")
     parser.add_argument("--weeks", type=int, default=30, help="how long each of them talks")
     parser.add_argument("--no-embeddings", action="store_true", help="by words alone")
+    parser.add_argument("--embedding-model", help="a sentence-transformers model of this machine (parley[local])")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of memory, as RECALL_TIME_WEIGHT=0"
     )
@@ -260,7 +263,7 @@ async def _run(options: argparse.Namespace, dialogues: Sequence[Dialogue], folde
         database = await prepare_database(server.admin_url, name="parley_memory", passwords="not-a-secret")
         await asyncio.to_thread(migrate, "services.memory", database.migration_url, service_role=database.service_role)
         redis = await parts.enter_async_context(running_redis(folder / "redis"))
-        simulator = await parts.enter_async_context(running())
+        simulator = await parts.enter_async_context(running(embedder=_embedder(options)))
         given = _settings(options, database, redis.url, simulator.base_url)
         issuer = Issuer()
         driver = _Driver(await _serve(given, issuer, parts), issuer)
@@ -271,6 +274,10 @@ async def _run(options: argparse.Namespace, dialogues: Sequence[Dialogue], folde
             await _embedded(database, sum(1 for one in dialogues for message in one.messages if message.text.strip()))
         print(f"recorded and embedded in {time.monotonic() - began:.1f} s")
         await driver.ask(dialogues)
+
+
+def _embedder(options: argparse.Namespace) -> Embedder | None:
+    return LocalEmbedder.load(options.embedding_model) if options.embedding_model else None
 
 
 def _settings(options: argparse.Namespace, database: ServiceDatabase, redis_url: str, provider: str) -> MemorySettings:
@@ -289,6 +296,8 @@ def _settings(options: argparse.Namespace, database: ServiceDatabase, redis_url:
             "embeddings_enabled": not options.no_embeddings,
             "extraction_enabled": False,
             "summaries_enabled": False,
+            # A local model has the length that it has.
+            **({"embedding_dimensions": 0} if options.embedding_model else {}),
             **changed,
         }
     )
@@ -391,7 +400,7 @@ def _print(
     late = ordered[math.ceil(0.95 * len(ordered)) - 1]
     print(f"rows: {sum(len(one.messages) for one in dialogues)} messages of {len(dialogues)} users, {len(taken)} questions")
     print("   ".join(f"R@{rank} {100 * statistics.fmean(found):.1f}" for rank, found in shares.items()))
-    print(f"p50 {statistics.median(ordered):.1f} ms, p95 {late:.1f} ms, gRPC and the simulator's embeddings included")
+    print(f"p50 {statistics.median(ordered):.1f} ms, p95 {late:.1f} ms, gRPC and the embeddings included")
     print(f"the first {RANKS[0]} were found by:", ", ".join(f"{way} {count}" for way, count in sorted(ways.items())))
 
 

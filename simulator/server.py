@@ -15,6 +15,7 @@ import uvicorn
 
 from simulator.app import Simulator
 from simulator.control import Control
+from simulator.embedders import Embedder
 from simulator.plan import Pace
 
 UNPACED = Pace()
@@ -102,11 +103,16 @@ def url_of(listening: socket.socket) -> str:
 
 @contextlib.asynccontextmanager
 async def running(
-    *, host: str = "127.0.0.1", port: int = 0, control: bool = True, pace: Pace = UNPACED
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    control: bool = True,
+    pace: Pace = UNPACED,
+    embedder: Embedder | None = None,
 ) -> AsyncIterator[Running]:
     """A simulator on the running loop for as long as the context lasts."""
     listening = listen(host, port)
-    server = Server(Simulator(control=control, pace=pace))
+    server = Server(Simulator(control=control, pace=pace, embedder=embedder))
     # A task and no TaskGroup: a pytest fixture is left in another task than the one that entered it.
     serving = asyncio.create_task(server.serve(sockets=[listening]), name="simulator")
     try:
