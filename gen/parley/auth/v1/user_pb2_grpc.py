@@ -55,6 +55,11 @@ class UserServiceStub:
                 request_serializer=parley_dot_auth_dot_v1_dot_user__pb2.DeletePreferencesRequest.SerializeToString,
                 response_deserializer=parley_dot_auth_dot_v1_dot_user__pb2.DeletePreferencesResponse.FromString,
                 _registered_method=True)
+        self.FindUserByPhone = channel.unary_unary(
+                '/parley.auth.v1.UserService/FindUserByPhone',
+                request_serializer=parley_dot_auth_dot_v1_dot_user__pb2.FindUserByPhoneRequest.SerializeToString,
+                response_deserializer=parley_dot_auth_dot_v1_dot_user__pb2.FindUserByPhoneResponse.FromString,
+                _registered_method=True)
 
 
 class UserServiceServicer:
@@ -92,6 +97,15 @@ class UserServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindUserByPhone(self, request, context):
+        """Finds the active user who has verified this phone number, with what they prefer. For sms, which gets texts from numbers.
+
+        Reasons: USER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_UserServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -114,6 +128,11 @@ def add_UserServiceServicer_to_server(servicer, server):
                     servicer.DeletePreferences,
                     request_deserializer=parley_dot_auth_dot_v1_dot_user__pb2.DeletePreferencesRequest.FromString,
                     response_serializer=parley_dot_auth_dot_v1_dot_user__pb2.DeletePreferencesResponse.SerializeToString,
+            ),
+            'FindUserByPhone': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindUserByPhone,
+                    request_deserializer=parley_dot_auth_dot_v1_dot_user__pb2.FindUserByPhoneRequest.FromString,
+                    response_serializer=parley_dot_auth_dot_v1_dot_user__pb2.FindUserByPhoneResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -225,6 +244,33 @@ class UserService:
             '/parley.auth.v1.UserService/DeletePreferences',
             parley_dot_auth_dot_v1_dot_user__pb2.DeletePreferencesRequest.SerializeToString,
             parley_dot_auth_dot_v1_dot_user__pb2.DeletePreferencesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindUserByPhone(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.auth.v1.UserService/FindUserByPhone',
+            parley_dot_auth_dot_v1_dot_user__pb2.FindUserByPhoneRequest.SerializeToString,
+            parley_dot_auth_dot_v1_dot_user__pb2.FindUserByPhoneResponse.FromString,
             options,
             channel_credentials,
             insecure,

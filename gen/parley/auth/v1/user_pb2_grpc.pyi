@@ -29,6 +29,11 @@ class UserServiceStub:
     """
     DeletePreferences: _aio.UnaryUnaryMultiCallable[_user_pb2.DeletePreferencesRequest, _user_pb2.DeletePreferencesResponse]
     """Deletes the caller's preferences: the defaults hold again. Idempotent."""
+    FindUserByPhone: _aio.UnaryUnaryMultiCallable[_user_pb2.FindUserByPhoneRequest, _user_pb2.FindUserByPhoneResponse]
+    """Finds the active user who has verified this phone number, with what they prefer. For sms, which gets texts from numbers.
+
+    Reasons: USER_NOT_FOUND.
+    """
 
 class UserServiceServicer(metaclass=_abc_1.ABCMeta):
     """The caller's own account. The other services of the suite read the preferences on behalf of a user."""
@@ -69,5 +74,16 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_user_pb2.DeletePreferencesRequest, _abc.Awaitable[_user_pb2.DeletePreferencesResponse]],
     ) -> _abc.Awaitable[_user_pb2.DeletePreferencesResponse]:
         """Deletes the caller's preferences: the defaults hold again. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def FindUserByPhone(
+        self,
+        request: _user_pb2.FindUserByPhoneRequest,
+        context: _aio.ServicerContext[_user_pb2.FindUserByPhoneRequest, _abc.Awaitable[_user_pb2.FindUserByPhoneResponse]],
+    ) -> _abc.Awaitable[_user_pb2.FindUserByPhoneResponse]:
+        """Finds the active user who has verified this phone number, with what they prefer. For sms, which gets texts from numbers.
+
+        Reasons: USER_NOT_FOUND.
+        """
 
 def add_UserServiceServicer_to_server(servicer: UserServiceServicer, server: _aio.Server) -> None: ...

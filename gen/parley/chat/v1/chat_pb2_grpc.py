@@ -81,6 +81,11 @@ class ChatServiceStub:
                 request_serializer=parley_dot_chat_dot_v1_dot_chat__pb2.GetUsageRequest.SerializeToString,
                 response_deserializer=parley_dot_chat_dot_v1_dot_chat__pb2.GetUsageResponse.FromString,
                 _registered_method=True)
+        self.PurgeUser = channel.unary_unary(
+                '/parley.chat.v1.ChatService/PurgeUser',
+                request_serializer=parley_dot_chat_dot_v1_dot_chat__pb2.PurgeUserRequest.SerializeToString,
+                response_deserializer=parley_dot_chat_dot_v1_dot_chat__pb2.PurgeUserResponse.FromString,
+                _registered_method=True)
 
 
 class ChatServiceServicer:
@@ -188,6 +193,17 @@ class ChatServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PurgeUser(self, request, context):
+        """Deletes everything that this service holds of a user, for good: rows, jobs, cache entries, what a provider keeps. For auth,
+        which asks until every service has confirmed; whoever is purged has no account any more, and what arrives for them later is
+        not taken. Idempotent; a call made on behalf of a user is refused.
+
+        Reasons: ACCESS_DENIED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ChatServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -235,6 +251,11 @@ def add_ChatServiceServicer_to_server(servicer, server):
                     servicer.GetUsage,
                     request_deserializer=parley_dot_chat_dot_v1_dot_chat__pb2.GetUsageRequest.FromString,
                     response_serializer=parley_dot_chat_dot_v1_dot_chat__pb2.GetUsageResponse.SerializeToString,
+            ),
+            'PurgeUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeUser,
+                    request_deserializer=parley_dot_chat_dot_v1_dot_chat__pb2.PurgeUserRequest.FromString,
+                    response_serializer=parley_dot_chat_dot_v1_dot_chat__pb2.PurgeUserResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -482,6 +503,33 @@ class ChatService:
             '/parley.chat.v1.ChatService/GetUsage',
             parley_dot_chat_dot_v1_dot_chat__pb2.GetUsageRequest.SerializeToString,
             parley_dot_chat_dot_v1_dot_chat__pb2.GetUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.chat.v1.ChatService/PurgeUser',
+            parley_dot_chat_dot_v1_dot_chat__pb2.PurgeUserRequest.SerializeToString,
+            parley_dot_chat_dot_v1_dot_chat__pb2.PurgeUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

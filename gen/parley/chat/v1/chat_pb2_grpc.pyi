@@ -81,6 +81,13 @@ class ChatServiceStub:
     """
     GetUsage: _aio.UnaryUnaryMultiCallable[_chat_pb2.GetUsageRequest, _chat_pb2.GetUsageResponse]
     """Tells what the caller's replies cost in tokens, by day (UTC) and model, and what is left of today's budget."""
+    PurgeUser: _aio.UnaryUnaryMultiCallable[_chat_pb2.PurgeUserRequest, _chat_pb2.PurgeUserResponse]
+    """Deletes everything that this service holds of a user, for good: rows, jobs, cache entries, what a provider keeps. For auth,
+    which asks until every service has confirmed; whoever is purged has no account any more, and what arrives for them later is
+    not taken. Idempotent; a call made on behalf of a user is refused.
+
+    Reasons: ACCESS_DENIED.
+    """
 
 class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers the user. A turn belongs to the service, not to the call: a client that loses its connection and repeats the call
@@ -203,5 +210,18 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_chat_pb2.GetUsageRequest, _abc.Awaitable[_chat_pb2.GetUsageResponse]],
     ) -> _abc.Awaitable[_chat_pb2.GetUsageResponse]:
         """Tells what the caller's replies cost in tokens, by day (UTC) and model, and what is left of today's budget."""
+
+    @_abc_1.abstractmethod
+    def PurgeUser(
+        self,
+        request: _chat_pb2.PurgeUserRequest,
+        context: _aio.ServicerContext[_chat_pb2.PurgeUserRequest, _abc.Awaitable[_chat_pb2.PurgeUserResponse]],
+    ) -> _abc.Awaitable[_chat_pb2.PurgeUserResponse]:
+        """Deletes everything that this service holds of a user, for good: rows, jobs, cache entries, what a provider keeps. For auth,
+        which asks until every service has confirmed; whoever is purged has no account any more, and what arrives for them later is
+        not taken. Idempotent; a call made on behalf of a user is refused.
+
+        Reasons: ACCESS_DENIED.
+        """
 
 def add_ChatServiceServicer_to_server(servicer: ChatServiceServicer, server: _aio.Server) -> None: ...

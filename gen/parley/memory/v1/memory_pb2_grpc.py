@@ -113,6 +113,11 @@ class MemoryServiceStub:
                 request_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.InvalidateContextRequest.SerializeToString,
                 response_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.InvalidateContextResponse.FromString,
                 _registered_method=True)
+        self.PurgeUser = channel.unary_unary(
+                '/parley.memory.v1.MemoryService/PurgeUser',
+                request_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.PurgeUserRequest.SerializeToString,
+                response_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.PurgeUserResponse.FromString,
+                _registered_method=True)
 
 
 class MemoryServiceServicer:
@@ -261,6 +266,17 @@ class MemoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PurgeUser(self, request, context):
+        """Deletes everything that this service holds of a user, for good: rows, jobs, cache entries, what a provider keeps. For auth,
+        which asks until every service has confirmed; whoever is purged has no account any more, and what arrives for them later is
+        not taken. Idempotent; a call made on behalf of a user is refused.
+
+        Reasons: ACCESS_DENIED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MemoryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -338,6 +354,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.InvalidateContext,
                     request_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.InvalidateContextRequest.FromString,
                     response_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.InvalidateContextResponse.SerializeToString,
+            ),
+            'PurgeUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeUser,
+                    request_deserializer=parley_dot_memory_dot_v1_dot_memory__pb2.PurgeUserRequest.FromString,
+                    response_serializer=parley_dot_memory_dot_v1_dot_memory__pb2.PurgeUserResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -749,6 +770,33 @@ class MemoryService:
             '/parley.memory.v1.MemoryService/InvalidateContext',
             parley_dot_memory_dot_v1_dot_memory__pb2.InvalidateContextRequest.SerializeToString,
             parley_dot_memory_dot_v1_dot_memory__pb2.InvalidateContextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.memory.v1.MemoryService/PurgeUser',
+            parley_dot_memory_dot_v1_dot_memory__pb2.PurgeUserRequest.SerializeToString,
+            parley_dot_memory_dot_v1_dot_memory__pb2.PurgeUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

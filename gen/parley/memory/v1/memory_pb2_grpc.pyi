@@ -98,6 +98,13 @@ class MemoryServiceStub:
     """
     InvalidateContext: _aio.UnaryUnaryMultiCallable[_memory_pb2.InvalidateContextRequest, _memory_pb2.InvalidateContextResponse]
     """Forgets a conversation that was deleted, or its end that was edited away, in every tier. Idempotent."""
+    PurgeUser: _aio.UnaryUnaryMultiCallable[_memory_pb2.PurgeUserRequest, _memory_pb2.PurgeUserResponse]
+    """Deletes everything that this service holds of a user, for good: rows, jobs, cache entries, what a provider keeps. For auth,
+    which asks until every service has confirmed; whoever is purged has no account any more, and what arrives for them later is
+    not taken. Idempotent; a call made on behalf of a user is refused.
+
+    Reasons: ACCESS_DENIED.
+    """
 
 class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     """What is remembered of the caller: facts, each with the messages that it was learned from, and the messages themselves.
@@ -273,5 +280,18 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_memory_pb2.InvalidateContextRequest, _abc.Awaitable[_memory_pb2.InvalidateContextResponse]],
     ) -> _abc.Awaitable[_memory_pb2.InvalidateContextResponse]:
         """Forgets a conversation that was deleted, or its end that was edited away, in every tier. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def PurgeUser(
+        self,
+        request: _memory_pb2.PurgeUserRequest,
+        context: _aio.ServicerContext[_memory_pb2.PurgeUserRequest, _abc.Awaitable[_memory_pb2.PurgeUserResponse]],
+    ) -> _abc.Awaitable[_memory_pb2.PurgeUserResponse]:
+        """Deletes everything that this service holds of a user, for good: rows, jobs, cache entries, what a provider keeps. For auth,
+        which asks until every service has confirmed; whoever is purged has no account any more, and what arrives for them later is
+        not taken. Idempotent; a call made on behalf of a user is refused.
+
+        Reasons: ACCESS_DENIED.
+        """
 
 def add_MemoryServiceServicer_to_server(servicer: MemoryServiceServicer, server: _aio.Server) -> None: ...

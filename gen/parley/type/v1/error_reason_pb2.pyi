@@ -220,6 +220,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A fault of ours. The request id in the metadata finds it in the logs.
       INTERNAL {"reason": "INTERNAL_FAULT", "metadata": {"request_id": "…"}}
     """
+    ERROR_REASON_PHONE_NOT_VERIFIED: _ErrorReason.ValueType  # 100
+    """The caller has no verified phone number.
+      FAILED_PRECONDITION {"reason": "PHONE_NOT_VERIFIED", "metadata": {}}
+    """
+    ERROR_REASON_RECIPIENT_OPTED_OUT: _ErrorReason.ValueType  # 101
+    """The owner of the number wants no text messages.
+      FAILED_PRECONDITION {"reason": "RECIPIENT_OPTED_OUT", "metadata": {}}
+    """
+    ERROR_REASON_SMS_UNAVAILABLE: _ErrorReason.ValueType  # 102
+    """Text messages cannot be sent now. Try again.
+      UNAVAILABLE {"reason": "SMS_UNAVAILABLE", "metadata": {}}
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. A client may branch on the reason; the message is for people and may change."""
@@ -421,5 +433,17 @@ ERROR_REASON_MODEL_TIMED_OUT: ErrorReason.ValueType  # 71
 ERROR_REASON_INTERNAL_FAULT: ErrorReason.ValueType  # 80
 """A fault of ours. The request id in the metadata finds it in the logs.
   INTERNAL {"reason": "INTERNAL_FAULT", "metadata": {"request_id": "…"}}
+"""
+ERROR_REASON_PHONE_NOT_VERIFIED: ErrorReason.ValueType  # 100
+"""The caller has no verified phone number.
+  FAILED_PRECONDITION {"reason": "PHONE_NOT_VERIFIED", "metadata": {}}
+"""
+ERROR_REASON_RECIPIENT_OPTED_OUT: ErrorReason.ValueType  # 101
+"""The owner of the number wants no text messages.
+  FAILED_PRECONDITION {"reason": "RECIPIENT_OPTED_OUT", "metadata": {}}
+"""
+ERROR_REASON_SMS_UNAVAILABLE: ErrorReason.ValueType  # 102
+"""Text messages cannot be sent now. Try again.
+  UNAVAILABLE {"reason": "SMS_UNAVAILABLE", "metadata": {}}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
