@@ -17,9 +17,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.chat.log.entries import CONTROL, FENCE, KEY, WRITE, Logged, LogLine, logged, packed
-from services.chat.log.redis_scripts import Scripts
 from services.runtime.breaker import Breaker
 from services.runtime.duties import go_on
+from services.runtime.redis_scripts import Scripts
 
 log = structlog.get_logger(__name__)
 

@@ -232,6 +232,19 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Text messages cannot be sent now. Try again.
       UNAVAILABLE {"reason": "SMS_UNAVAILABLE", "metadata": {}}
     """
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 120
+    """So many calls of this kind in so short a time are not allowed: wait as long as `RetryInfo` says. The call was not counted
+    and nothing was done.
+      RESOURCE_EXHAUSTED {"reason": "RATE_LIMITED", "metadata": {"limit_class": "model", "limit": "20", "window_seconds": "60"}}
+    """
+    ERROR_REASON_ORIGIN_NOT_ALLOWED: _ErrorReason.ValueType  # 121
+    """A page of an origin that is not allowed made a browser send its cookie or password with a call that changes something.
+      PERMISSION_DENIED {"reason": "ORIGIN_NOT_ALLOWED", "metadata": {}}
+    """
+    ERROR_REASON_EXTERNAL_IDENTITY_UNKNOWN: _ErrorReason.ValueType  # 122
+    """The token of another issuer is good, but belongs to no account here.
+      PERMISSION_DENIED {"reason": "EXTERNAL_IDENTITY_UNKNOWN", "metadata": {"issuer": "https://app.example.com"}}
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. A client may branch on the reason; the message is for people and may change."""
@@ -445,5 +458,18 @@ ERROR_REASON_RECIPIENT_OPTED_OUT: ErrorReason.ValueType  # 101
 ERROR_REASON_SMS_UNAVAILABLE: ErrorReason.ValueType  # 102
 """Text messages cannot be sent now. Try again.
   UNAVAILABLE {"reason": "SMS_UNAVAILABLE", "metadata": {}}
+"""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 120
+"""So many calls of this kind in so short a time are not allowed: wait as long as `RetryInfo` says. The call was not counted
+and nothing was done.
+  RESOURCE_EXHAUSTED {"reason": "RATE_LIMITED", "metadata": {"limit_class": "model", "limit": "20", "window_seconds": "60"}}
+"""
+ERROR_REASON_ORIGIN_NOT_ALLOWED: ErrorReason.ValueType  # 121
+"""A page of an origin that is not allowed made a browser send its cookie or password with a call that changes something.
+  PERMISSION_DENIED {"reason": "ORIGIN_NOT_ALLOWED", "metadata": {}}
+"""
+ERROR_REASON_EXTERNAL_IDENTITY_UNKNOWN: ErrorReason.ValueType  # 122
+"""The token of another issuer is good, but belongs to no account here.
+  PERMISSION_DENIED {"reason": "EXTERNAL_IDENTITY_UNKNOWN", "metadata": {"issuer": "https://app.example.com"}}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
