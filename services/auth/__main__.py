@@ -5,9 +5,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from parley.auth.v1 import auth_pb2, auth_pb2_grpc, user_pb2, user_pb2_grpc
+from parley.edge import ext_authz_pb2, ext_authz_pb2_grpc
 from services.auth.account_store import AccountStore
 from services.auth.accounts import Accounts
+from services.auth.door.exchange import Exchange
+from services.auth.door.external import ExternalAccounts
+from services.auth.door.external_tokens import ExternalTokens
+from services.auth.door.servicer import DoorServicer
+from services.auth.door.standing import StandingSessions
+from services.auth.door.standing_store import StandingStore
 from services.auth.ended_sessions import EndedSessions
+from services.auth.issuers import read_issuers
 from services.auth.key_store import KeyPlan, KeyStore
 from services.auth.passwords import HashCost, Passwords
 from services.auth.preference_store import PreferenceStore
@@ -67,7 +75,8 @@ def _compose(settings: AuthSettings, database: Database, passwords: Passwords) -
     keys = SigningKeys(KeyStore(database), _key_plan(settings))
     ended = EndedSessions(store, remember_seconds=_longest_token_seconds(settings))
     mint = TokenMint(keys, access_seconds=settings.access_token_lifetime_seconds)
-    sessions = Sessions(store, mint, ended, limits=_session_limits(settings))
+    limits = _session_limits(settings)
+    sessions = Sessions(store, mint, ended, limits=limits)
     accounts = Accounts(AccountStore(database), passwords, sessions)
     workloads = Workloads(read_digests(settings.workload_digests_file))
 
@@ -76,11 +85,14 @@ def _compose(settings: AuthSettings, database: Database, passwords: Passwords) -
 
     server = GrpcServer(
         address=settings.listen_address,
-        mounts=_mounts(
-            AuthServicer(accounts, sessions, keys),
-            TokenServicer(workloads, accounts, mint, ended),
-            UserServicer(PreferenceStore(database)),
-        ),
+        mounts=[
+            *_mounts(
+                AuthServicer(accounts, sessions, keys),
+                TokenServicer(workloads, accounts, mint, ended),
+                UserServicer(PreferenceStore(database)),
+            ),
+            _door(settings, database, accounts, passwords, StandingSessions(StandingStore(database), mint, ended, limits)),
+        ],
         verifier=TokenVerifier(audience=NAME, keys=keys, ended=ended),
         slow_call_seconds=settings.slow_call_seconds,
         on_drain=send_followers_away,
@@ -96,6 +108,17 @@ def _mounts(auth: AuthServicer, token: TokenServicer, user: UserServicer) -> lis
         Mount(auth_pb2_grpc.add_TokenServiceServicer_to_server, token, services["TokenService"]),
         Mount(user_pb2_grpc.add_UserServiceServicer_to_server, user, user_pb2.DESCRIPTOR.services_by_name["UserService"]),
     ]
+
+
+def _door(
+    settings: AuthSettings, database: Database, accounts: Accounts, passwords: Passwords, standing: StandingSessions
+) -> Mount:
+    path, store = settings.external_issuers_file, AccountStore(database)
+    tokens = ExternalTokens([] if path is None else read_issuers(path))
+    external = ExternalAccounts(tokens, StandingStore(database), store, passwords)
+    servicer = DoorServicer(Exchange(accounts, store, external, standing))
+    add = ext_authz_pb2_grpc.add_AuthorizationServicer_to_server
+    return Mount(add, servicer, ext_authz_pb2.DESCRIPTOR.services_by_name["Authorization"])
 
 
 def _longest_token_seconds(settings: AuthSettings) -> int:

@@ -5,16 +5,23 @@ row, then session rows; what ends several sessions at once holds the user's row.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from sqlalchemy import and_, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.auth.records import Account, Credentials, NewSession, StartedSession
 from services.auth.schema import sessions, users
-from services.auth.statements import ACCOUNT, OPEN, bound_ending, end_sessions, start_session, to_account
+from services.auth.statements import (
+    ACCOUNT,
+    OPEN,
+    beyond,
+    bound_ending,
+    end_sessions,
+    lock_unchanged,
+    start_session,
+    to_account,
+)
 from services.runtime.database import Database, violated_constraint
 from services.runtime.errors import AlreadyExists
 
@@ -68,13 +75,13 @@ class AccountStore:
         None when the account was deactivated or got another password since its credentials were read.
         """
         async with self._database.service_transaction() as connection:
-            current = await _lock_unchanged(connection, account)
+            current = await lock_unchanged(connection, account)
             if current is None:
                 return None
             if better_hash is not None:
                 await connection.execute(update(users).where(users.c.id == account.id).values(password_hash=better_hash))
             await bound_ending(connection)
-            ended = await end_sessions(connection, "too_many", sessions.c.id.in_(_beyond(account.id, most_sessions - 1)))
+            ended = await end_sessions(connection, "too_many", sessions.c.id.in_(beyond(account.id, most_sessions - 1)))
             return await start_session(connection, current, session, ended_ids=tuple(ended))
 
     async def account_of_session(self, user_id: str, session_id: str) -> Credentials | None:
@@ -106,7 +113,7 @@ class AccountStore:
         }
         async with self._database.transaction(user_id=account.id) as connection:
             await bound_ending(connection)
-            if await _lock_unchanged(connection, account) is None:
+            if await lock_unchanged(connection, account) is None:
                 return None
             await connection.execute(update(users).where(users.c.id == account.id).values(values))
             others = and_(sessions.c.user_id == account.id, sessions.c.id != session_id)
@@ -135,24 +142,4 @@ def _email_taken(email: str) -> AlreadyExists:
         f"There is an account with the email address {email}: sign in instead.",
         reasons.ERROR_REASON_EMAIL_TAKEN,
         metadata={"email": email},
-    )
-
-
-async def _lock_unchanged(connection: AsyncConnection, account: Account) -> Account | None:
-    """The account's row, locked, if its password is still the one that was checked and it may still sign in."""
-    query = select(*ACCOUNT).where(
-        users.c.id == account.id, users.c.credential_version == account.credential_version, users.c.is_active
-    )
-    row = (await connection.execute(query.with_for_update(key_share=True))).one_or_none()
-    return None if row is None else to_account(row)
-
-
-def _beyond(user_id: str, kept: int) -> Any:
-    """The open sessions of a user but the `kept` that were used last."""
-    return (
-        select(sessions.c.id)
-        .where(sessions.c.user_id == user_id, OPEN)
-        .order_by(sessions.c.last_used_time.desc(), sessions.c.id.desc())
-        .offset(kept)
-        .scalar_subquery()
     )

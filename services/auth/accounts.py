@@ -7,7 +7,7 @@ import structlog
 
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.auth.account_store import AccountStore
-from services.auth.passwords import Passwords
+from services.auth.passwords import Checked, Passwords
 from services.auth.records import Account, Credentials, StartedSession
 from services.auth.sessions import Sessions, Tokens
 from services.runtime.errors import NotFound, PermissionDenied, Unauthenticated
@@ -39,14 +39,7 @@ class Accounts:
 
         Raises Unauthenticated (CREDENTIALS_WRONG), and PermissionDenied (USER_INACTIVE) once the password was right.
         """
-        credentials = await self._store.find_credentials(name)
-        if credentials is None:
-            await self._passwords.check_nobody(password)
-            raise _refused("unknown_user")
-        checked = await self._passwords.check(password, credentials.password_hash)
-        if not checked.is_right:
-            raise _refused("wrong_password", credentials.account.id)
-        _require_active(credentials.account)
+        credentials, checked = await self.check_password(name=name, password=password)
         session, refresh_token = self._sessions.prepare(user_agent)
         started = await self._store.sign_in(
             credentials.account,
@@ -57,6 +50,21 @@ class Accounts:
         if started is None:
             raise _refused("changed_meanwhile", credentials.account.id)
         return self._signed_in(started, refresh_token)
+
+    async def check_password(self, *, name: str, password: str) -> tuple[Credentials, Checked]:
+        """The account of a username or email address whose password this is.
+
+        Raises Unauthenticated (CREDENTIALS_WRONG), and PermissionDenied (USER_INACTIVE) once the password was right.
+        """
+        credentials = await self._store.find_credentials(name)
+        if credentials is None:
+            await self._passwords.check_nobody(password)
+            raise _refused("unknown_user")
+        checked = await self._passwords.check(password, credentials.password_hash)
+        if not checked.is_right:
+            raise _refused("wrong_password", credentials.account.id)
+        require_active(credentials.account)
+        return credentials, checked
 
     def _signed_in(self, started: StartedSession, refresh_token: str) -> tuple[Account, Tokens]:
         log.info("auth.signed_in", user_id=started.account.id, session_id=started.session_id)
@@ -95,18 +103,19 @@ class Accounts:
             raise NotFound(
                 f"There is no user {user_id}.", reasons.ERROR_REASON_USER_NOT_FOUND, metadata={"user_id": user_id}
             )
-        _require_active(account)
+        require_active(account)
         return account.id
 
     async def _own_credentials(self, user_id: str, session_id: str) -> Credentials:
         credentials = await self._store.account_of_session(user_id, session_id)
         if credentials is None:
             raise Unauthenticated("The session has ended: sign in again.", reasons.ERROR_REASON_SESSION_ENDED)
-        _require_active(credentials.account)
+        require_active(credentials.account)
         return credentials
 
 
-def _require_active(account: Account) -> None:
+def require_active(account: Account) -> None:
+    """Raises PermissionDenied (USER_INACTIVE) for a deactivated account."""
     if not account.is_active:
         raise PermissionDenied("The account is deactivated: ask an administrator.", reasons.ERROR_REASON_USER_INACTIVE)
 

@@ -59,6 +59,8 @@ sessions = Table(
         nullable=False,
     ),
     Column("user_agent", Text, nullable=False),
+    # `sign_in` has refresh tokens. The others stand for credentials that come with every call, one a user and kind.
+    Column("kind", Text, nullable=False, server_default=text("'sign_in'")),
     # How often its tokens were refreshed. A refresh token of an older generation was used up.
     Column("generation", Integer, nullable=False, server_default=text("1")),
     Column("rotate_time", DateTime(timezone=True), nullable=False, server_default=NOW),
@@ -73,6 +75,14 @@ sessions = Table(
         name="sessions_end_cause_check",
     ),
     CheckConstraint("char_length(user_agent) <= 200", name="sessions_user_agent_check"),
+    CheckConstraint("kind in ('sign_in', 'basic', 'external')", name="sessions_kind_check"),
+)
+Index(
+    "sessions_standing_key",
+    sessions.c.user_id,
+    sessions.c.kind,
+    unique=True,
+    postgresql_where=text("end_time is null and kind <> 'sign_in'"),
 )
 # A page of one user's open sessions, and the count of them at a sign-in.
 Index("sessions_user_id_idx", sessions.c.user_id, sessions.c.id, postgresql_where=sessions.c.end_time.is_(None))
@@ -127,6 +137,24 @@ preferences = Table(
     CheckConstraint("reasoning_effort in ('minimal', 'low', 'medium', 'high')", name="preferences_reasoning_effort_check"),
     CheckConstraint("char_length(instructions) <= 4000", name="preferences_instructions_check"),
 )
+
+# Who somebody is at another issuer of tokens.
+external_identities = Table(
+    "external_identities",
+    metadata,
+    Column("issuer", Text, primary_key=True),
+    Column("subject", Text, primary_key=True),
+    Column(
+        "user_id",
+        Uuid(as_uuid=False),
+        ForeignKey("users.id", name="external_identities_user_id_fkey", ondelete="CASCADE"),
+        nullable=False,
+    ),
+    Column("create_time", DateTime(timezone=True), nullable=False, server_default=NOW),
+    CheckConstraint("char_length(subject) between 1 and 255", name="external_identities_subject_check"),
+)
+# The cascade from users.
+Index("external_identities_user_id_idx", external_identities.c.user_id)
 
 # A key signs from its activate_time until its successor's.
 signing_keys = Table(

@@ -5,6 +5,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
+from services.auth.issuers import BadIssuersError, read_issuers
 from services.auth.workloads import BadDigestsError, read_digests
 from services.runtime.settings import ServerSettings
 
@@ -42,6 +43,8 @@ class AuthSettings(ServerSettings):
     """Memory of Argon2id, in KiB."""
     argon2_parallelism: int = Field(default=4, ge=1, le=64)
     """Lanes of Argon2id."""
+    external_issuers_file: Path | None = None
+    """JSON file of other issuers whose tokens are taken (services/auth/issuers.py says how it is written)."""
     sweep_interval_seconds: float = Field(default=600, gt=0)
     """How often ended and expired sessions are deleted."""
 
@@ -53,6 +56,14 @@ class AuthSettings(ServerSettings):
         except BadDigestsError as error:
             raise ValueError(str(error)) from None
         return path
+
+    @field_validator("external_issuers_file")
+    @classmethod
+    def _check_issuers(cls, path: Path | None) -> Path | None:
+        try:
+            return path if path is None or read_issuers(path) else None
+        except BadIssuersError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _check_lifetimes(self) -> Self:

