@@ -23,6 +23,7 @@ AUTH = frozenset(
         "ARGON2_MEMORY_KIB",
         "ARGON2_PARALLELISM",
         "ARGON2_TIME_COST",
+        "EXTERNAL_ISSUERS_FILE",
         "OPEN_SESSIONS_PER_USER",
         "PASSWORD_HASH_QUEUE",
         "PASSWORD_HASH_THREADS",
@@ -136,14 +137,20 @@ OPENAI = frozenset(
 EDGE = frozenset(
     {
         "ALLOWED_HOSTS",
+        "BASIC_AUTH_ENABLED",
+        "COOKIE_AUTH_ENABLED",
         "CORS_ALLOWED_ORIGINS",
         "EDGE_ACCESS_LOG",
         "EDGE_CONCURRENCY",
+        "EDGE_TLS_CERTIFICATE_FILE",
+        "EDGE_TLS_KEY_FILE",
         # Chat's, which the edge must outlast.
         "GENERATION_DEADLINE_SECONDS",
         "HEARTBEAT_SECONDS",
         "HEALTH_CHECK_INTERVAL_SECONDS",
         "JWKS_REFRESH_SECONDS",
+        "LIMITER_TIMEOUT_SECONDS",
+        "LIMITS_ENABLED",
         "MAX_ANSWER_BYTES",
         "MAX_BODY_BYTES",
         "MAX_CONNECTIONS",
@@ -152,6 +159,18 @@ EDGE = frozenset(
         "REQUEST_TIMEOUT_SECONDS",
         "SESSION_COOKIES",
         "STREAM_IDLE_TIMEOUT_SECONDS",
+        "TRUSTED_PROXIES",
+    }
+)
+LIMITER = frozenset(
+    {
+        "LIMIT_GENERAL",
+        "LIMIT_MODEL",
+        "LIMIT_PUBLIC",
+        "LIMIT_REGISTRATION",
+        "LIMIT_SIGN_IN",
+        "LOG_FORMAT",
+        "LOG_LEVEL",
     }
 )
 SIMULATOR = frozenset(
@@ -163,6 +182,7 @@ KNOWN: Mapping[str, frozenset[str]] = {
     "chat": SERVER | PEER | REDIS | OPENAI | CHAT,
     "memory": SERVER | PEER | REDIS | OPENAI | MEMORY,
     "edge": EDGE,
+    "limiter": LIMITER | REDIS,
     "simulator": SIMULATOR,
 }
 
@@ -175,6 +195,8 @@ MANAGED = frozenset(
         "DATABASE_URL",
         "EDGE_ADDRESS",
         "EDGE_ADMIN_ADDRESS",
+        "EXTERNAL_TOKENS_ENABLED",
+        "LIMITER_ENDPOINTS",
         "LISTEN_ADDRESS",
         "MCP_ENDPOINTS",
         "MCP_LISTEN_ADDRESS",
@@ -183,6 +205,9 @@ MANAGED = frozenset(
         "METRICS_ADDRESS",
         "MIGRATION_DATABASE_URL",
         "REDIS_URL",
+        "SERVICE_TLS_CA_FILE",
+        "SERVICE_TLS_CERTIFICATE_FILE",
+        "SERVICE_TLS_KEY_FILE",
         "SIMULATOR_HOST",
         "SIMULATOR_PORT",
         "WORKLOAD_CREDENTIAL_FILE",

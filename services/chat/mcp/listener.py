@@ -10,9 +10,11 @@ import contextlib
 import contextvars
 import re
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import orjson
@@ -32,6 +34,7 @@ from services.runtime.errors import (
 )
 from services.runtime.identity import AUTHORIZATION, TokenVerifier
 from services.runtime.ids import new_id
+from services.runtime.tls import TlsSettings
 
 log = structlog.get_logger(__name__)
 
@@ -71,7 +74,7 @@ _HTTP: Final[Mapping[str, int]] = {
 class _Server(uvicorn.Server):
     """uvicorn, ended by `stop()` and not by signals."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, tls: TlsSettings) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -85,6 +88,10 @@ class _Server(uvicorn.Server):
                 server_header=False,
                 limit_concurrency=_MOST_CONNECTIONS,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                ssl_ca_certs=_text(tls.service_tls_ca_file),
+                ssl_certfile=tls.service_tls_certificate_file,
+                ssl_keyfile=tls.service_tls_key_file,
+                ssl_cert_reqs=ssl.CERT_REQUIRED,
             )
         )
         self._stopping = asyncio.Event()
@@ -106,14 +113,18 @@ class _Server(uvicorn.Server):
                 await asyncio.wait_for(self._stopping.wait(), _TICK_SECONDS)
 
 
-class McpListener:
-    """Serves an ASGI app at /mcp for verified callers, at an address (port 0: any free one)."""
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
-    def __init__(self, app: App, verifier: TokenVerifier, *, address: str) -> None:
+
+class McpListener:
+    """Serves an ASGI app at /mcp for verified callers, at an address (port 0: any free one); with `tls` for the edge."""
+
+    def __init__(self, app: App, verifier: TokenVerifier, tls: TlsSettings, *, address: str) -> None:
         self._app = app
         self._verifier = verifier
         self._address = address
-        self._server = _Server(self._answer)
+        self._server = _Server(self._answer, tls)
         self._open = 0
         self.port = 0
 
