@@ -73,7 +73,12 @@ def write(settings: EdgeSettings, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     descriptors = read_descriptors(DESCRIPTORS)
     (directory / "parley.binpb").write_bytes(transcoding_descriptors(descriptors).SerializeToString())
-    document = openapi_document(descriptors, version=version("parley"), session_cookies=settings.session_cookies)
+    document = openapi_document(
+        descriptors,
+        version=version("parley"),
+        session_cookies=settings.session_cookies if settings.cookie_auth_enabled else (),
+        takes_basic=settings.basic_auth_enabled,
+    )
     write_pages(directory / "web", document)
     path = directory / "envoy.yaml"
     path.write_text(as_yaml(bootstrap(settings, descriptors, directory=directory)), encoding="utf-8")
@@ -102,8 +107,25 @@ def _edge_listener(settings: EdgeSettings, rpcs: tuple[Rpc, ...], directory: Pat
         "name": "edge",
         "address": socket_address(settings.edge_address),
         "per_connection_buffer_limit_bytes": 1024 * _KILOBYTE,
-        "filter_chains": [{"filters": [_manager(manager)]}],
+        "filter_chains": [{"filters": [_manager(manager)], **_tls(settings)}],
     }
+
+
+def _tls(settings: EdgeSettings) -> Config:
+    if not settings.has_tls:
+        return {}
+    pair = {
+        "certificate_chain": {"filename": str(settings.edge_tls_certificate_file)},
+        "private_key": {"filename": str(settings.edge_tls_key_file)},
+    }
+    context = {
+        "alpn_protocols": ["h2", "http/1.1"],
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+        "tls_certificates": [pair],
+    }
+    kind = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
+    typed = {"@type": kind, "common_tls_context": context}
+    return {"transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": typed}}
 
 
 def _jwks_listener(settings: EdgeSettings, rpcs: tuple[Rpc, ...], directory: Path) -> Config:
@@ -159,6 +181,7 @@ def _request_id() -> Config:
 def _hygiene(settings: EdgeSettings) -> Config:
     return {
         "use_remote_address": True,
+        "xff_num_trusted_hops": settings.trusted_proxies,
         "normalize_path": True,
         "merge_slashes": True,
         "path_with_escaped_slashes_action": "REJECT_REQUEST",

@@ -4,6 +4,7 @@ Each function's first line becomes the comment above the filter in the written c
 """
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,18 @@ _HTTP = "type.googleapis.com/envoy.extensions.filters.http"
 JWKS_PATH = "/.well-known/jwks.json"
 # Half of what the services take: gRPC counts 32 bytes more a header, and the edge adds some of its own.
 LARGEST_HEADER_BYTES = 32 * 1024
+# Above what a password may wait for its turn to be hashed.
+EXCHANGE_SECONDS = 8
+HSTS_SECONDS = 31_536_000
 _COOKIE_SCRIPT = "session_cookie.lua"
+_EXCHANGE_SCRIPT = "exchange.lua"
+_HEALTH_SCRIPT = "health_parts.lua"
+# What the mark of exchange.lua is called, for ext_authz to look at.
+_MARK = "parley"
+BY_ADDRESS, BY_USER = "limit_by_address", "limit_by_user"
+_JWT_METADATA = "envoy.filters.http.jwt_authn"
+# One household of IPv6 has so many addresses that only their common prefix means anything.
+_IPV6_PREFIX_BITS = 64
 _HERE = Path(__file__).parent
 
 
@@ -25,13 +37,18 @@ def http_filters(settings: EdgeSettings, services: Sequence[str], directory: Pat
     return [
         request_headers(),
         session_cookie(settings),
+        exchange(settings),
         whole_errors(),
-        response_headers(),
+        response_headers(settings),
         cors(),
         health_check(settings),
         grpc_web(),
         stream_frames(),
+        *([limit_by_address(settings)] if settings.limits_enabled else []),
+        ext_authz(),
         jwt_authn(settings),
+        *([limit_by_user(settings)] if settings.limits_enabled else []),
+        health_parts(settings),
         body_limit(),
         _named("envoy.filters.http.grpc_json_transcoder", transcoder(settings, services, directory)),
         router(),
@@ -43,13 +60,18 @@ def comments() -> dict[str, str]:
     filters: dict[str, Callable[..., object]] = {
         "request_headers": request_headers,
         "session_cookie": session_cookie,
+        "exchange": exchange,
         "whole_errors": whole_errors,
         "envoy.filters.http.header_mutation": response_headers,
         "envoy.filters.http.cors": cors,
         "envoy.filters.http.health_check": health_check,
         "envoy.filters.http.grpc_web": grpc_web,
         "stream_frames": stream_frames,
+        BY_ADDRESS: limit_by_address,
+        "envoy.filters.http.ext_authz": ext_authz,
         "envoy.filters.http.jwt_authn": jwt_authn,
+        BY_USER: limit_by_user,
+        "health_parts": health_parts,
         "envoy.filters.http.buffer": body_limit,
         "envoy.filters.http.grpc_json_transcoder": transcoder,
         "envoy.filters.http.router": router,
@@ -88,16 +110,40 @@ def request_headers() -> Config:
 
 
 def session_cookie(settings: EdgeSettings) -> Config:
-    """Takes the access token out of a cookie where a browser can send no header; off but on the routes that read."""
+    """Takes the access token out of a cookie, where no header names one; off but on REST routes that need an identity."""
     names = ", ".join(f'"{name}"' for name in settings.session_cookies)
-    script = f"local SESSION_COOKIES = {{ {names} }}\n\n" + _script("session_cookie.lua")
-    lua = {"@type": f"{_HTTP}.lua.v3.Lua", "source_codes": {_COOKIE_SCRIPT: {"inline_string": script}}}
-    return {"name": "session_cookie", "disabled": True, "typed_config": lua}
+    script = f"local SESSION_COOKIES = {{ {names} }}\n\n" + _origins(settings) + _script(_COOKIE_SCRIPT)
+    return _on_demand("session_cookie", _COOKIE_SCRIPT, script)
 
 
-def with_session_cookie() -> Config:
-    """Switches the cookies on, on one route."""
-    return {"@type": f"{_HTTP}.lua.v3.LuaPerRoute", "name": _COOKIE_SCRIPT}
+def exchange(settings: EdgeSettings) -> Config:
+    """Marks what must be traded for a token of ours first; off but on the routes that need an identity."""
+    switches = (("TAKES_BASIC", settings.basic_auth_enabled), ("TAKES_FOREIGN", settings.external_tokens_enabled))
+    constants = "".join(f"local {name} = {str(is_on).lower()}\n" for name, is_on in switches)
+    script = constants + "\n" + _origins(settings) + _script(_EXCHANGE_SCRIPT)
+    return _on_demand("exchange", _EXCHANGE_SCRIPT, script)
+
+
+def with_identity(settings: EdgeSettings, *, is_rest: bool) -> Config:
+    """On a route that needs an identity: the ways to one beside the bearer token."""
+    ways: Config = {"exchange": _switched_on(_EXCHANGE_SCRIPT)}
+    if is_rest and settings.cookie_auth_enabled:
+        ways["session_cookie"] = _switched_on(_COOKIE_SCRIPT)
+    return ways
+
+
+def _on_demand(name: str, file: str, script: str) -> Config:
+    lua = {"@type": f"{_HTTP}.lua.v3.Lua", "source_codes": {file: {"inline_string": script}}}
+    return {"name": name, "disabled": True, "typed_config": lua}
+
+
+def _switched_on(file: str) -> Config:
+    return {"@type": f"{_HTTP}.lua.v3.LuaPerRoute", "name": file}
+
+
+def _origins(settings: EdgeSettings) -> str:
+    listed = ", ".join(f'["{origin}"] = true' for origin in settings.cors_allowed_origins if origin != "*")
+    return f"local ALLOWED_ORIGINS = {{ {listed} }}\n\n" + _script("origins.lua") + "\n"
 
 
 def whole_errors() -> Config:
@@ -105,11 +151,16 @@ def whole_errors() -> Config:
     return _lua("whole_errors", errors_in_lua() + _script("whole_errors.lua"))
 
 
-def response_headers() -> Config:
+def response_headers(settings: EdgeSettings) -> Config:
     """Almost last on the way out: sets what every answer carries and takes out what REST clients must not see."""
     inner = {"remove": "x-envoy-upstream-healthchecked-cluster"}
     mutations = [
         _overwrite("x-content-type-options", "nosniff"),
+        _overwrite("referrer-policy", "no-referrer"),
+        _overwrite("x-frame-options", "DENY"),
+        # What is no page has nothing to load and is in nobody's frame. Pages say their own.
+        _add_if_absent("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),
+        *([_overwrite("strict-transport-security", f"max-age={HSTS_SECONDS}")] if settings.has_tls else []),
         # The request id is there for the filter that makes errors whole.
         _overwrite("x-request-id", "%REQ(X-REQUEST-ID)%"),
         inner,
@@ -150,6 +201,8 @@ def health_check(settings: EdgeSettings) -> Config:
         headers=[
             {"name": ":path", "string_match": {"safe_regex": {"regex": r"(/api/v1)?/health(\?.*)?"}}},
             {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD"}}},
+            # Who shows an identity is told more (health_parts).
+            {"name": "authorization", "present_match": True, "invert_match": True},
         ],
         # One healthy process of a service is enough to serve.
         cluster_min_healthy_percentages={name: {"value": 1} for name in settings.endpoints()},
@@ -174,6 +227,67 @@ def stream_script(file: str) -> Config:
     }
 
 
+def limit_by_address(settings: EdgeSettings) -> Config:
+    """Too many sign-ins or registrations of one address: before anything is done that a stranger could make dear."""
+    return _limit(BY_ADDRESS, settings)
+
+
+def limit_by_user(settings: EdgeSettings) -> Config:
+    """Too many calls of one user, whichever edges they came by: behind identity, so that nobody spends another's calls."""
+    return _limit(BY_USER, settings)
+
+
+def _limit(name: str, settings: EdgeSettings) -> Config:
+    service = {"envoy_grpc": {"cluster_name": "limiter"}, "timeout": f"{settings.limiter_timeout_seconds:.3f}s"}
+    return _named(
+        name,
+        {
+            "@type": f"{_HTTP}.ratelimit.v3.RateLimit",
+            "domain": "parley",
+            "stat_prefix": name,
+            "timeout": f"{settings.limiter_timeout_seconds:.3f}s",
+            # A limiter that is away stops nobody; auth slows down whoever tries passwords by itself.
+            "failure_mode_deny": False,
+            "rate_limited_as_resource_exhausted": True,
+            "disable_x_envoy_ratelimited_header": True,
+            "rate_limit_service": {"grpc_service": service, "transport_api_version": "V3"},
+        },
+    )
+
+
+def limits(settings: EdgeSettings, limit_class: str | None, *, is_public: bool) -> Config:
+    """On a route: what is counted of its calls, and whose they are."""
+    if limit_class is None or not settings.limits_enabled:
+        return {}
+    subject = {"key": _JWT_METADATA, "path": [{"key": "claims"}, {"key": "sub"}]}
+    whose: Config = (
+        {"masked_remote_address": {"v6_prefix_mask_len": _IPV6_PREFIX_BITS}}
+        if is_public
+        else {"metadata": {"descriptor_key": "user", "metadata_key": subject, "source": "DYNAMIC"}}
+    )
+    counted = {"generic_key": {"descriptor_key": "limit", "descriptor_value": limit_class}}
+    # Not counted by: how a refusal has to be written.
+    content = {"request_headers": {"header_name": "content-type", "descriptor_key": "content", "skip_if_absent": True}}
+    actions = [counted, whose, content]
+    rule = {"@type": f"{_HTTP}.ratelimit.v3.RateLimitPerRoute", "rate_limits": [{"actions": actions}]}
+    return {BY_ADDRESS if is_public else BY_USER: rule}
+
+
+def ext_authz() -> Config:
+    """Trades a password or another issuer's token for a token of ours, which everything behind sees; for marked requests."""
+    return _filter(
+        "ext_authz",
+        "ExtAuthz",
+        transport_api_version="V3",
+        grpc_service={"envoy_grpc": {"cluster_name": "auth"}, "timeout": f"{EXCHANGE_SECONDS}s"},
+        filter_enabled_metadata={"filter": _MARK, "path": [{"key": "exchange"}], "value": {"bool_match": True}},
+        # Auth is away: not the caller's fault.
+        status_on_error={"code": "ServiceUnavailable"},
+        # All that auth needs to know: no cookies, no bodies.
+        allowed_headers={"patterns": [{"exact": name} for name in ("authorization", "content-type", "x-request-id")]},
+    )
+
+
 def jwt_authn(settings: EdgeSettings) -> Config:
     """Identity at the door: a token is required wherever a route does not say that its RPC is public.
 
@@ -184,6 +298,7 @@ def jwt_authn(settings: EdgeSettings) -> Config:
         "issuer": "parley",
         "audiences": ["parley"],
         "forward": True,
+        "payload_in_metadata": "claims",
         # Only this header: a token in a query would end in logs.
         "from_headers": [{"name": "authorization", "value_prefix": "Bearer "}],
         "require_expiration": True,
@@ -211,6 +326,25 @@ def identity_rule(*, is_public: bool) -> Config:
     """The identity that one route asks for."""
     kind = f"{_HTTP}.jwt_authn.v3.PerRouteConfig"
     return {"@type": kind, "disabled": True} if is_public else {"@type": kind, "requirement_name": "user"}
+
+
+def health_parts(settings: EdgeSettings) -> Config:
+    """Tells administrators what each part answers to this edge; off but on /health with an identity."""
+    required = dict.fromkeys(settings.endpoints(), True)
+    others = dict.fromkeys(["mcp", *(["limiter"] if settings.limits_enabled else [])], False)
+    parts = ", ".join(f'{{ "{name}", {str(needed).lower()} }}' for name, needed in {**required, **others}.items())
+    constants = f'local PARTS = {{ {parts} }}\nlocal VERSION = "{version("parley")}"\n\n'
+    return _on_demand("health_parts", _HEALTH_SCRIPT, constants + _script(_HEALTH_SCRIPT))
+
+
+def with_health_parts(settings: EdgeSettings) -> Config:
+    """On the routes of /health that ask for an identity."""
+    return {
+        **outside_the_contract(),
+        "envoy.filters.http.jwt_authn": identity_rule(is_public=False),
+        **with_identity(settings, is_rest=False),
+        "health_parts": _switched_on(_HEALTH_SCRIPT),
+    }
 
 
 def body_limit() -> Config:
@@ -275,6 +409,10 @@ def _lua(name: str, script: str) -> Config:
 
 def _overwrite(name: str, value: str) -> Config:
     return {"append": {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}
+
+
+def _add_if_absent(name: str, value: str) -> Config:
+    return {"append": {"header": {"key": name, "value": value}, "append_action": "ADD_IF_ABSENT"}}
 
 
 def _filter(name: str, message: str, **fields: object) -> Config:
