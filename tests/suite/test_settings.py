@@ -282,3 +282,38 @@ def test_every_process_of_chat_listens_on_ports_of_its_own(folder: Path) -> None
     met = check_settings({"PARLEY_CHAT_PROCESSES": "2", "PARLEY_CHAT_MCP_PORT": "9162"})[1]
     assert len(met) == 1
     assert "PARLEY_CHAT_MCP_PORT" in met[0]
+
+
+def test_the_limiter_counts_in_the_suites_redis_and_the_edge_knows_it(folder: Path) -> None:
+    whole = plan({"PARLEY_LIMITER_PORT": "7300", "LIMIT_MODEL": "5/minute"}, folder)
+    limiter = whole.limiter_part(redis_url="redis://there").program.environment
+    assert (limiter["LISTEN_ADDRESS"], limiter["REDIS_URL"]) == ("127.0.0.1:7300", "redis://there")
+    assert limiter["LIMIT_MODEL"] == "5/minute"
+    edge = whole.edge_configuration().environment
+    assert edge["LIMITER_ENDPOINTS"] == "127.0.0.1:7300"
+    assert "LIMIT_MODEL" not in edge
+    for said, meant in (("false", False), ("0", False), ("Off", False), ("true", True)):
+        assert plan({"LIMITS_ENABLED": said}, folder / said).is_limited is meant
+
+
+def test_the_edge_asks_about_foreign_tokens_only_where_there_are_issuers(folder: Path) -> None:
+    assert plan({}, folder / "none").edge_configuration().environment["EXTERNAL_TOKENS_ENABLED"] == "false"
+    some = plan({"EXTERNAL_ISSUERS_FILE": "issuers.json"}, folder / "some")
+    assert some.edge_configuration().environment["EXTERNAL_TOKENS_ENABLED"] == "true"
+    assert service_environment(some, "auth")["EXTERNAL_ISSUERS_FILE"] == "issuers.json"
+    assert "EXTERNAL_ISSUERS_FILE" not in service_environment(some, "chat")
+
+
+def test_each_part_shows_a_certificate_of_its_own(folder: Path) -> None:
+    whole = plan({"PARLEY_CERTIFICATES": str(folder / "certs")}, folder / "data")
+    parts = {name: service_environment(whole, name) for name in ("auth", "chat", "memory")}
+    parts["edge"] = dict(whole.edge_configuration().environment)
+    parts["limiter"] = dict(whole.limiter_part(redis_url="redis://there").program.environment)
+    for name, environment in parts.items():
+        assert environment["SERVICE_TLS_KEY_FILE"] == str(folder / "certs" / f"{name}.key")
+        assert environment["SERVICE_TLS_CA_FILE"] == str(folder / "certs" / "ca.pem")
+    assert parts["edge"]["EDGE_TLS_CERTIFICATE_FILE"] == str(folder / "certs" / "public.pem")
+    assert whole.edge_url.startswith("https://")
+    own = plan({"EDGE_TLS_CERTIFICATE_FILE": "mine.pem", "EDGE_TLS_KEY_FILE": "mine.key"}, folder / "own")
+    assert own.edge_configuration().environment["EDGE_TLS_CERTIFICATE_FILE"] == "mine.pem"
+    assert "SERVICE_TLS_KEY_FILE" not in own.edge_configuration().environment

@@ -32,6 +32,7 @@ from services.runtime.errors import (
     reason_name,
     to_service_error,
 )
+from services.runtime.http_errors import HTTP_STATUS
 from services.runtime.identity import AUTHORIZATION, TokenVerifier
 from services.runtime.ids import new_id
 from services.runtime.tls import TlsSettings
@@ -57,18 +58,7 @@ _TICK_SECONDS: Final = 1.0
 _KEEP_ALIVE_SECONDS: Final = 620
 _LEAST_DRAIN_SECONDS: Final = 0.1
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_HTTP: Final[Mapping[str, int]] = {
-    "INVALID_ARGUMENT": 400,
-    "FAILED_PRECONDITION": 400,
-    "UNAUTHENTICATED": 401,
-    "PERMISSION_DENIED": 403,
-    "NOT_FOUND": 404,
-    "ALREADY_EXISTS": 409,
-    "ABORTED": 409,
-    "RESOURCE_EXHAUSTED": 429,
-    "UNAVAILABLE": 503,
-    "DEADLINE_EXCEEDED": 504,
-}
+_HTTP: Final[Mapping[str, int]] = {code.name: status for code, status in HTTP_STATUS.items()}
 
 
 class _Server(uvicorn.Server):
