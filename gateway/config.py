@@ -181,7 +181,7 @@ def _request_id() -> Config:
 def _hygiene(settings: EdgeSettings) -> Config:
     return {
         "use_remote_address": True,
-        "xff_num_trusted_hops": settings.trusted_proxies,
+        "xff_num_trusted_hops": settings.edge_proxies,
         "normalize_path": True,
         "merge_slashes": True,
         "path_with_escaped_slashes_action": "REJECT_REQUEST",

@@ -89,7 +89,7 @@ class EdgeSettings(BaseSettings):
     # How long a call waits for its verdict; then it goes on without.
     limiter_timeout_seconds: float = Field(default=0.5, ge=0.01, le=10)
     # Proxies of yours before the edge. What the last of so many says of the client's address (X-Forwarded-For) is believed.
-    trusted_proxies: int = Field(default=0, ge=0, le=10)
+    edge_proxies: int = Field(default=0, ge=0, le=10)
     # Whether a name and a password (HTTP Basic) are taken where a call needs an identity.
     basic_auth_enabled: bool = True
     # Whether cookies are.

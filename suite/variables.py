@@ -142,6 +142,7 @@ EDGE = frozenset(
         "CORS_ALLOWED_ORIGINS",
         "EDGE_ACCESS_LOG",
         "EDGE_CONCURRENCY",
+        "EDGE_PROXIES",
         "EDGE_TLS_CERTIFICATE_FILE",
         "EDGE_TLS_KEY_FILE",
         # Chat's, which the edge must outlast.
@@ -159,7 +160,6 @@ EDGE = frozenset(
         "REQUEST_TIMEOUT_SECONDS",
         "SESSION_COOKIES",
         "STREAM_IDLE_TIMEOUT_SECONDS",
-        "TRUSTED_PROXIES",
     }
 )
 LIMITER = frozenset(

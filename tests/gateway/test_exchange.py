@@ -218,7 +218,7 @@ async def test_an_open_edge_takes_cookies_from_its_own_pages_only(
 async def test_over_https_a_page_without_it_is_another(
     services: dict[str, Service], auth: RunningAuth, cookie: dict[str, str]
 ) -> None:
-    async with running_edge(endpoints(services, auth), trusted_proxies=1) as edge, edge.client() as client:
+    async with running_edge(endpoints(services, auth), edge_proxies=1) as edge, edge.client() as client:
         await edge.until_answers("/health", 200)
         forwarded = {**cookie, "x-forwarded-proto": "https", "origin": edge.url}
         assert error_of(await client.post(CONVERSATIONS, json={}, headers=forwarded)) == FORBIDDEN

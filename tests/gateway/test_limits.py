@@ -48,7 +48,7 @@ async def edges(
     endpoints = endpoints_of(services) | {"limiter": tuple(Address("127.0.0.1", limiter.port) for limiter in limiters)}
     async with contextlib.AsyncExitStack() as stack:
         found = [
-            await stack.enter_async_context(running_edge(endpoints, limits_enabled=True, trusted_proxies=1))
+            await stack.enter_async_context(running_edge(endpoints, limits_enabled=True, edge_proxies=1))
             for _ in range(2)
         ]
         for one in found:
@@ -233,7 +233,7 @@ async def test_a_redis_that_goes_away_lets_users_through_and_counts_addresses(
             running_limiter(redis_url=redis.url, redis_retry_seconds=0.2, **{**LIMITS, "limit_general": "2/minute"})
         )
         endpoints = endpoints_of(services) | {"limiter": (Address("127.0.0.1", limiter.port),)}
-        edge = await stack.enter_async_context(running_edge(endpoints, limits_enabled=True, trusted_proxies=1))
+        edge = await stack.enter_async_context(running_edge(endpoints, limits_enabled=True, edge_proxies=1))
         await edge.until_verifies(signed_in)
         await until_counted(edge)
         client = await stack.enter_async_context(edge.client())
