@@ -14,6 +14,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from gateway import filters
 from gateway.clusters import clusters, jwks_address, socket_address
 from gateway.contract import DESCRIPTORS, ContractError, Rpc, exposed_rpcs, read_descriptors, transcoding_descriptors
+from gateway.identity import JWKS_PATH
 from gateway.local_replies import local_replies
 from gateway.openapi import openapi_document
 from gateway.routes import route_configuration
@@ -131,8 +132,8 @@ def _tls(settings: EdgeSettings) -> Config:
 def _jwks_listener(settings: EdgeSettings, rpcs: tuple[Rpc, ...], directory: Path) -> Config:
     # For this process only: turns the fetch of the keys into the RPC, without going out of the door and in again.
     keys = next(rpc for rpc in rpcs if rpc.grpc_path == JWKS_RPC)
-    if [binding.template for binding in keys.bindings] != [filters.JWKS_PATH]:
-        raise ContractError(f"{JWKS_RPC} is not at {filters.JWKS_PATH}, where the world looks for it")
+    if [binding.template for binding in keys.bindings] != [JWKS_PATH]:
+        raise ContractError(f"{JWKS_RPC} is not at {JWKS_PATH}, where the world looks for it")
     transcoder = filters.transcoder(settings, [keys.full_service], directory)
     manager = {
         "@type": _HCM,
@@ -147,7 +148,7 @@ def _jwks_listener(settings: EdgeSettings, rpcs: tuple[Rpc, ...], directory: Pat
                 {
                     "name": "auth",
                     "domains": ["*"],
-                    "routes": [{"match": {"path": filters.JWKS_PATH}, "route": {"cluster": keys.owner, "timeout": "2s"}}],
+                    "routes": [{"match": {"path": JWKS_PATH}, "route": {"cluster": keys.owner, "timeout": "2s"}}],
                 }
             ],
         },

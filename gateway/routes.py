@@ -11,6 +11,8 @@ from typing import Any
 
 from gateway import filters
 from gateway.contract import Binding, Rpc
+from gateway.identity import identity_rule, with_identity
+from gateway.limits import counted
 from gateway.refusals import plain_json
 from gateway.settings import EdgeSettings
 from gateway.web import GREATEST_PAGE_BYTES, HTML, PAGE_POLICY, PAGES
@@ -107,9 +109,9 @@ def _grpc_routes(settings: EdgeSettings, rpcs: Iterable[Rpc]) -> Iterator[Config
 def _door(settings: EdgeSettings, rpc: Rpc, *, is_rest: bool) -> Config:
     """Who may come through a route, by which credentials, and how often."""
     return {
-        "envoy.filters.http.jwt_authn": filters.identity_rule(is_public=rpc.is_public),
-        **filters.limits(settings, rpc.limit_class, is_public=rpc.is_public),
-        **({} if rpc.is_public else filters.with_identity(settings, is_rest=is_rest)),
+        "envoy.filters.http.jwt_authn": identity_rule(is_public=rpc.is_public),
+        **counted(settings, rpc.limit_class, is_public=rpc.is_public),
+        **({} if rpc.is_public else with_identity(settings, is_rest=is_rest)),
     }
 
 
@@ -182,9 +184,9 @@ def _mcp_routes(settings: EdgeSettings) -> Iterator[Config]:
         },
         "typed_per_filter_config": {
             **filters.outside_the_contract(),
-            "envoy.filters.http.jwt_authn": filters.identity_rule(is_public=False),
-            **filters.limits(settings, "general", is_public=False),
-            **filters.with_identity(settings, is_rest=False),
+            "envoy.filters.http.jwt_authn": identity_rule(is_public=False),
+            **counted(settings, "general", is_public=False),
+            **with_identity(settings, is_rest=False),
             "envoy.filters.http.header_mutation": filters.rest_headers("events", is_personal=True),
             "envoy.filters.http.buffer": filters.rest_body_limit(settings),
         },

@@ -48,8 +48,7 @@ async def edges(
     endpoints = endpoints_of(services) | {"limiter": tuple(Address("127.0.0.1", limiter.port) for limiter in limiters)}
     async with contextlib.AsyncExitStack() as stack:
         found = [
-            await stack.enter_async_context(running_edge(endpoints, limits_enabled=True, edge_proxies=1))
-            for _ in range(2)
+            await stack.enter_async_context(running_edge(endpoints, limits_enabled=True, edge_proxies=1)) for _ in range(2)
         ]
         for one in found:
             await one.until_verifies(signed_in)
