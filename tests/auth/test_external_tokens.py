@@ -2,8 +2,6 @@
 
 import asyncio
 import base64
-import hashlib
-import hmac
 import json
 import time
 import uuid
@@ -13,74 +11,26 @@ from typing import Any
 
 import jwt
 import pytest
-from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from jwt.algorithms import ECAlgorithm, OKPAlgorithm
+from jwt.algorithms import ECAlgorithm
 from pydantic import ValidationError
 
 from services.auth.door import published_keys
 from services.auth.settings import AuthSettings
 from services.runtime.errors import Unauthenticated
+from tests.auth.front_end import AUDIENCE, ISSUER, SECRET, FrontEnd, forged, pem, raw, running_front_end
 from tests.auth.harness import RunningAuth, make_settings, new_name
 from tests.auth.test_door import reason, session_of, token
 
 StartAuth = Callable[..., Awaitable[RunningAuth]]
-ISSUER, AUDIENCE = "https://app.example.com", "https://app.example.com/api"
-SECRET = "a secret of a Better Auth front end, long enough"
 INVALID, UNKNOWN = (401, "TOKEN_INVALID"), (403, "EXTERNAL_IDENTITY_UNKNOWN")
-
-
-class FrontEnd:
-    """A Better Auth front end: an EdDSA key set on a real socket, and session cookies signed with its secret."""
-
-    def __init__(self) -> None:
-        self.keys = {"one": Ed25519PrivateKey.generate()}
-        self.extra_keys: list[dict[str, Any]] = []
-        self.url = ""
-        self.fetches = 0
-        self.is_away = False
-
-    async def answer(self, _request: web.Request) -> web.Response:
-        self.fetches += 1
-        if self.is_away:
-            return web.Response(status=500)
-        public = [
-            {**json.loads(OKPAlgorithm.to_jwk(key.public_key())), "kid": name, "alg": "EdDSA"}
-            for name, key in self.keys.items()
-        ]
-        return web.json_response({"keys": [*public, *self.extra_keys]})
-
-    def claims(self, **changes: Any) -> dict[str, Any]:
-        now = int(time.time())
-        standing = {"iss": ISSUER, "aud": AUDIENCE, "sub": uuid.uuid4().hex, "iat": now, "exp": now + 600}
-        return {**standing, **changes}
-
-    def sign(self, claims: dict[str, Any], *, made_up: str = "") -> str:
-        return "Bearer " + jwt.encode(claims, self.keys["one"], "EdDSA", {"kid": made_up or "one"})
-
-    def session(self, *, secret: str = SECRET, seconds: int = 300, **user: Any) -> str:
-        """What `cookieCache.strategy: "jwt"` puts into `session_data`."""
-        now = int(time.time())
-        who = {"id": uuid.uuid4().hex, "email": f"{new_name()}@example.com", "emailVerified": True, "name": "Ana", **user}
-        claims = {"session": {"id": "s"}, "user": who, "updatedAt": now * 1000, "version": "1"}
-        return "Bearer " + jwt.encode({**claims, "iat": now, "exp": now + seconds}, secret, "HS256")
 
 
 @pytest.fixture
 async def front_end() -> AsyncIterator[FrontEnd]:
-    served = FrontEnd()
-    app = web.Application()
-    app.router.add_get("/jwks", served.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
-    served.url = f"http://127.0.0.1:{port}/jwks"
-    yield served
-    await runner.cleanup()
+    async with running_front_end() as served:
+        yield served
 
 
 @pytest.fixture
@@ -178,22 +128,6 @@ async def test_a_token_of_ours_does_not_outlive_theirs(creating: RunningAuth, fr
     assert ours["exp"] <= claims["exp"]
     late = front_end.claims(**verified(f"{new_name()}@example.com"), exp=int(time.time()) - 10)
     assert await reason(creating, front_end.sign(late)) == (401, "TOKEN_EXPIRED")
-
-
-def raw(front_end: FrontEnd, kid: str = "one") -> bytes:
-    return front_end.keys[kid].public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-
-
-def pem(front_end: FrontEnd) -> bytes:
-    return front_end.keys["one"].public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-
-
-def forged(claims: dict[str, Any], secret: bytes, header: dict[str, Any]) -> str:
-    """HS256 by hand: PyJWT does not lend itself to signing with a public key."""
-    parts = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in (header, claims)]
-    signed = b".".join(parts)
-    signature = base64.urlsafe_b64encode(hmac.digest(secret, signed, hashlib.sha256)).rstrip(b"=")
-    return "Bearer " + (signed + b"." + signature).decode()
 
 
 async def test_algorithms_cannot_be_confused(creating: RunningAuth, front_end: FrontEnd) -> None:

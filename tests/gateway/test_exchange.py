@@ -1,6 +1,7 @@
 """Basic and cookies at the door: a real Envoy before a real auth, so that what is traded is what auth trades."""
 
 import base64
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import grpc
 import httpx2
 import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.rpc import code_pb2, error_details_pb2
 from grpc_status import rpc_status
 
@@ -15,7 +17,8 @@ from gateway.settings import Address
 from parley.auth.v1 import auth_pb2, auth_pb2_grpc
 from parley.chat.v1 import chat_pb2, conversation_pb2
 from suite.databases import ServiceDatabase
-from tests.auth.harness import PASSWORD, Person, RunningAuth, make_settings, running_auth
+from tests.auth.front_end import AUDIENCE, ISSUER, SECRET, FrontEnd, forged, raw, running_front_end
+from tests.auth.harness import PASSWORD, Person, RunningAuth, make_settings, new_name, running_auth
 from tests.gateway.backend import Script, Service, endpoints_of
 from tests.gateway.conftest import ORIGIN
 from tests.gateway.edge import Edge, error_of, running_edge
@@ -222,3 +225,75 @@ async def test_over_https_a_page_without_it_is_another(
         await edge.until_answers("/health", 200)
         forwarded = {**cookie, "x-forwarded-proto": "https", "origin": edge.url}
         assert error_of(await client.post(CONVERSATIONS, json={}, headers=forwarded)) == FORBIDDEN
+
+
+@pytest.fixture
+async def front_end() -> AsyncIterator[FrontEnd]:
+    async with running_front_end() as served:
+        yield served
+
+
+@pytest.fixture
+async def federated(
+    services: dict[str, Service], auth_database: ServiceDatabase, front_end: FrontEnd, tmp_path: Path, person: Person
+) -> AsyncIterator[Edge]:
+    """An edge and an auth that know a Better Auth front end."""
+    (tmp_path / "secret").write_text(SECRET)
+    session = {"kind": "better_auth_session", "issuer": "app", "secret_file": str(tmp_path / "secret")}
+    published = {"kind": "jwks", "issuer": ISSUER, "jwks_url": front_end.url, "audiences": [AUDIENCE]}
+    path = tmp_path / "issuers.json"
+    path.write_text(json.dumps([{**session, "accounts": "create"}, {**published, "accounts": "create"}]))
+    names = ("session_token", "better-auth.session_data")
+    async with running_auth(auth_database, make_settings(auth_database, tmp_path, external_issuers_file=path)) as auth:
+        settings = {"external_tokens_enabled": True, "session_cookies": names, "cors_allowed_origins": (ORIGIN,)}
+        async with running_edge(endpoints(services, auth), **settings) as edge:
+            await edge.until_answers("/health", 200)
+            await edge.until_verifies({"authorization": f"Bearer {person.tokens.access_token}"})
+            yield edge
+
+
+async def test_a_better_auth_front_end_is_let_in(
+    federated: Edge, front_end: FrontEnd, person: Person, script: Script
+) -> None:
+    script.answers("CreateConversation", conversation_pb2.Conversation())
+    email = f"{new_name()}@example.com"
+    bearer = {"authorization": front_end.sign(front_end.claims(email=email, email_verified=True))}
+    cached = front_end.session(email=f"{new_name()}@example.com").removeprefix("Bearer ")
+    cookie = {"cookie": f"better-auth.session_token=opaque.value; better-auth.session_data={cached}"}
+    async with federated.client() as client:
+        assert (await client.get(ME, headers=bearer)).json()["email"] == email
+        mine = await client.get(ME, headers=cookie)
+        assert mine.status_code == 200
+        written = await client.post(CONVERSATIONS, json={}, headers={**cookie, "origin": ORIGIN})
+        assert written.status_code == 200
+        passed_on = script.only_call("CreateConversation").metadata
+        claims = jwt.decode(passed_on["authorization"].removeprefix("Bearer "), options={"verify_signature": False})
+        assert (claims["iss"], claims["sub"]) == ("parley", mine.json()["id"])
+        assert cached not in str(passed_on)
+        assert error_of(await client.post(CONVERSATIONS, json={}, headers=cookie)) == FORBIDDEN
+        # Our own are verified at the door as ever, without asking anybody.
+        ours = {"authorization": f"Bearer {person.tokens.access_token}"}
+        assert (await client.get(ME, headers=ours)).status_code == 200
+
+
+async def test_forgeries_of_every_kind_are_refused(federated: Edge, front_end: FrontEnd) -> None:
+    claims = front_end.claims(email="a@example.com", email_verified=True)
+    invalid = (401, code_pb2.UNAUTHENTICATED, "TOKEN_INVALID")
+    other = Ed25519PrivateKey.generate()
+    as_ours = {**claims, "iss": "parley", "aud": "parley", "sid": "s", "roles": ["admin"]}
+    forgeries = {
+        "none": jwt.encode(claims, "", "none"),
+        "the public key as a secret": forged(claims, raw(front_end), {"alg": "HS256", "kid": "one"}).removeprefix("Bearer "),
+        "another key": jwt.encode(claims, other, "EdDSA", {"kid": "one"}),
+        "their key for our token": jwt.encode(as_ours, front_end.keys["one"], "EdDSA", {"kid": "one"}),
+        "their secret for our token": jwt.encode(as_ours, SECRET, "HS256"),
+        "none for our token": jwt.encode(as_ours, "", "none"),
+        "two issuers": jwt.encode({**as_ours, "x": {"iss": "parley"}, "iss": ISSUER}, other, "EdDSA", {"kid": "one"}),
+    }
+    async with federated.client() as client:
+        for name, token in forgeries.items():
+            answer = await client.get(ME, headers={"authorization": f"Bearer {token}"})
+            assert error_of(answer) == invalid, name
+        expired = front_end.sign({**claims, "exp": claims["iat"] - 60})
+        answer = await client.get(ME, headers={"authorization": expired})
+        assert error_of(answer) == (401, code_pb2.UNAUTHENTICATED, "TOKEN_EXPIRED")
