@@ -130,7 +130,8 @@ class AuthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def VerifyCredentials(self, request, context):
-        """Says whether the credentials of this call (a bearer token) are good, and whose they are.
+        """Says whether the credentials of this call are good, and whose they are: a bearer token, or through the edge a name and
+        password (HTTP Basic) or a session cookie. `expire_time` is the token's that they stand for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,9 @@ class AuthServiceStub:
     service within a second, this one included: a later repeat is SESSION_ENDED.
     """
     VerifyCredentials: _aio.UnaryUnaryMultiCallable[_auth_pb2.VerifyCredentialsRequest, _auth_pb2.VerifyCredentialsResponse]
-    """Says whether the credentials of this call (a bearer token) are good, and whose they are."""
+    """Says whether the credentials of this call are good, and whose they are: a bearer token, or through the edge a name and
+    password (HTTP Basic) or a session cookie. `expire_time` is the token's that they stand for.
+    """
     GetMe: _aio.UnaryUnaryMultiCallable[_auth_pb2.GetMeRequest, _auth_pb2.User]
     """Returns the caller's account."""
     ChangePassword: _aio.UnaryUnaryMultiCallable[_auth_pb2.ChangePasswordRequest, _auth_pb2.ChangePasswordResponse]
@@ -117,7 +119,9 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_pb2.VerifyCredentialsRequest,
         context: _aio.ServicerContext[_auth_pb2.VerifyCredentialsRequest, _abc.Awaitable[_auth_pb2.VerifyCredentialsResponse]],
     ) -> _abc.Awaitable[_auth_pb2.VerifyCredentialsResponse]:
-        """Says whether the credentials of this call (a bearer token) are good, and whose they are."""
+        """Says whether the credentials of this call are good, and whose they are: a bearer token, or through the edge a name and
+        password (HTTP Basic) or a session cookie. `expire_time` is the token's that they stand for.
+        """
 
     @_abc_1.abstractmethod
     def GetMe(
