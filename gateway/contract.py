@@ -18,6 +18,8 @@ from google.rpc import error_details_pb2, status_pb2
 from parley.options.v1 import options_pb2
 
 EXPOSED = frozenset({options_pb2.ACCESS_PUBLIC, options_pb2.ACCESS_USER, options_pb2.ACCESS_ADMIN})
+# Whose calls are counted. Whoever else may call from outside proves who they are by a signature, and is waited for.
+LIMITED = frozenset({options_pb2.ACCESS_PUBLIC, options_pb2.ACCESS_USER, options_pb2.ACCESS_ADMIN})
 # Counted by address; the other classes by user.
 LIMITS_BY_ADDRESS = frozenset({options_pb2.LIMIT_SIGN_IN, options_pb2.LIMIT_REGISTRATION, options_pb2.LIMIT_PUBLIC})
 # Beside the stubs, in a checkout and in an installed wheel (where gen/parley becomes the package parley) alike.
@@ -96,7 +98,7 @@ class Rpc:
     @property
     def limit_class(self) -> str | None:
         """The class of its limit, as the limiter knows it; None where the edge does not limit."""
-        if self.limit == options_pb2.LIMIT_NONE:
+        if self.limit == options_pb2.LIMIT_NONE or self.access not in LIMITED:
             return None
         return options_pb2.Limit.Name(self.limit or options_pb2.LIMIT_GENERAL).removeprefix("LIMIT_").lower()
 
@@ -158,9 +160,9 @@ def _rpcs_of(file: FileDescriptorProto, numbered: Collection[str]) -> Iterator[R
 
 
 def _check_limit(name: str, access: options_pb2.Access.ValueType, limit: options_pb2.Limit.ValueType) -> None:
-    """A user's calls are counted by user, everybody else's by address: the class must be one of those."""
+    """A user's calls are counted by user, a stranger's by address: the class must be one of those."""
     is_public = access == options_pb2.ACCESS_PUBLIC
-    if limit != options_pb2.LIMIT_NONE and is_public != (limit in LIMITS_BY_ADDRESS):
+    if limit != options_pb2.LIMIT_NONE and access in LIMITED and is_public != (limit in LIMITS_BY_ADDRESS):
         raise ContractError(f"{name} needs a limit that counts by {'address' if is_public else 'user'}")
 
 
