@@ -192,7 +192,11 @@ class Plan:
             **self._tls(places.name),
         }
         if places.name == "auth":
-            return {**environment, "WORKLOAD_DIGESTS_FILE": str(credentials.digests_file(WORKLOADS))}
+            environment["WORKLOAD_DIGESTS_FILE"] = str(credentials.digests_file(WORKLOADS))
+            environment["CHAT_TARGET"] = self.settings.service("chat").target
+            environment["MEMORY_TARGET"] = self.settings.service("memory").target
+            environment.setdefault("SEALING_KEY", credentials.sealing_key("auth"))
+            return environment
         environment["AUTH_TARGET"] = self.settings.service("auth").target
         environment["WORKLOAD_CREDENTIAL_FILE"] = str(credentials.workload_file(places.name))
         environment["REDIS_URL"] = redis_url

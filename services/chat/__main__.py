@@ -45,6 +45,7 @@ from services.chat.memory_tools import MemoryTools
 from services.chat.message_store import MessageStore
 from services.chat.model import Model, open_model
 from services.chat.preferences import PreferenceClient
+from services.chat.purge.purge import open_purge
 from services.chat.record_store import RecordStore
 from services.chat.request.option_secrets import stored_options
 from services.chat.request.reading import RequestReading
@@ -142,9 +143,10 @@ async def open_chat(settings: ChatSettings, parts: AsyncExitStack, *, database: 
     await parts.enter_async_context(jobs.working(concurrency=settings.job_concurrency))
     preferences = _open_preferences(settings, parts, tokens)
     reading = RequestReading(settings, preferences=preferences, addresses=tools.addresses, seal=tools.seal)
+    purge = await open_purge(parts, database, jobs, replies)
     return Chat(
         mounts=_mounts(
-            ChatServicer(replies.turns, reading, budget),
+            ChatServicer(replies.turns, reading, budget, purge),
             ConversationServicer(ConversationStore(database, jobs), SearchStore(database), replies.generations),
             AdminServicer(SessionStore(database)),
             tools.tasks.servicer,

@@ -5,7 +5,6 @@ import base64
 import json
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import jwt
@@ -20,8 +19,11 @@ from tests.auth.harness import CALL_SECONDS, PASSWORD, Person, RunningAuth, bear
 StartAuth = Callable[..., Awaitable[RunningAuth]]
 
 
-async def check(auth: RunningAuth, authorization: str, *, content_type: str = "") -> ext_authz_pb2.CheckResponse:
+async def check(
+    auth: RunningAuth, authorization: str, *, content_type: str = "", address: str = "192.0.2.1"
+) -> ext_authz_pb2.CheckResponse:
     request = ext_authz_pb2.CheckRequest()
+    request.attributes.source.address.socket_address.address = address
     headers = request.attributes.request.http.headers
     headers["authorization"] = authorization
     if content_type:
@@ -155,6 +157,33 @@ async def test_grpc_callers_get_a_sentence_and_a_status(auth: RunningAuth) -> No
     assert headers["grpc-status-details-bin"]
 
 
+async def test_who_fails_too_often_waits_at_their_address(start_auth: StartAuth) -> None:
+    auth = await start_auth(sign_in_free_failures=2)
+    person = await auth.register()
+    await token(auth, basic(person.username))
+    for _ in range(3):
+        await check(auth, basic(person.username, "not the password"), address="192.0.2.66")
+    answer = await check(auth, basic(person.username, "not the password"), address="192.0.2.66")
+    assert answer.denied_response.status.code == 429
+    assert json.loads(answer.denied_response.body)["details"][0]["reason"] == "SIGN_IN_DELAYED"
+    headers = {option.header.key: option.header.value for option in answer.denied_response.headers}
+    assert int(headers["retry-after"]) >= 1
+    # The right one is not looked at either, there; where the user is known, and by what is remembered, nothing waits.
+    late = await check(auth, basic(person.email), address="192.0.2.66")
+    assert late.denied_response.status.code in {0, 429}
+    assert await token(auth, basic(person.username))
+
+
+async def test_the_beginning_of_a_standing_session_is_in_the_audit_log(auth: RunningAuth, person: Person) -> None:
+    for _ in range(3):
+        await token(auth, basic(person.username))
+    noted = await auth.execute(
+        "select kind, address, details from audit_events where user_id = %s and kind = 'signed_in'", person.id
+    )
+    assert ("signed_in", "192.0.2.1", ["basic"]) in noted
+    assert len([one for one in noted if one[2] == ["basic"]]) == 1
+
+
 async def test_standing_sessions_count_like_others(start_auth: StartAuth) -> None:
     auth = await start_auth(open_sessions_per_user=2)
     person = await auth.register()
@@ -176,11 +205,10 @@ class Nothing:
 
 
 def account(**changes: object) -> Account:
-    now = datetime.now(UTC)
-    one = Account(
-        "id", "ana", "a@b.c", is_active=True, is_admin=False, credential_version=1, create_time=now, update_time=now
-    )
-    return replace(one, **changes)  # type: ignore[arg-type]
+    names = {"id": "id", "username": "ana", "email": "a@b.c", "phone_number": None, "standing_id": "s"}
+    times = dict.fromkeys(("create_time", "update_time"), datetime.now(UTC))
+    standing = {"is_active": True, "is_admin": False, "credential_version": 1}
+    return Account(**{**names, **times, **standing, **changes})  # type: ignore[arg-type]
 
 
 def test_what_is_remembered_belongs_to_one_state_of_one_account() -> None:

@@ -156,17 +156,19 @@ def test_credentials_are_the_same_at_every_start(folder: Path) -> None:
     assert Path(service_environment(again, "chat")["WORKLOAD_CREDENTIAL_FILE"]).read_text() == secret
 
 
-def test_the_sealing_key_is_made_once_or_given_and_is_chats_alone(folder: Path) -> None:
+@pytest.mark.parametrize("service", ["auth", "chat"])
+def test_a_sealing_key_is_made_once_or_given_and_is_one_services_alone(folder: Path, service: str) -> None:
     whole = plan({}, folder / "data")
-    made = service_environment(whole, "chat")["SEALING_KEY"]
+    made = service_environment(whole, service)["SEALING_KEY"]
     again = Plan(read_settings({}), {}, DataFolder(folder / "data"), Terminal())
-    assert service_environment(again, "chat", 1)["SEALING_KEY"] == made
+    assert service_environment(again, service, 1)["SEALING_KEY"] == made
     assert len(sealing_keys(made)) == 1
-    assert (folder / "data" / "credentials" / "chat.sealing-key").stat().st_mode & 0o777 == 0o600
-    for other in (service_environment(whole, "auth"), service_environment(whole, "memory"), whole.edge_configuration()):
+    assert (folder / "data" / "credentials" / f"{service}.sealing-key").stat().st_mode & 0o777 == 0o600
+    others = [service_environment(whole, other) for other in ("auth", "chat", "memory") if other != service]
+    for other in (*others, whole.edge_configuration()):
         assert made not in str(other)
     given = plan({"SEALING_KEY": "B" * 43 + "="}, folder / "given")
-    assert service_environment(given, "chat")["SEALING_KEY"] == "B" * 43 + "="
+    assert service_environment(given, service)["SEALING_KEY"] == "B" * 43 + "="
 
 
 def test_every_process_of_chat_serves_mcp_and_the_edge_knows_all(folder: Path) -> None:

@@ -18,7 +18,7 @@ from services.auth.door.records import ExternalIdentity
 from services.auth.door.standing_store import StandingStore
 from services.auth.issuers import JwksIssuer, SessionIssuer
 from services.auth.passwords import Passwords
-from services.auth.records import Account
+from services.auth.records import Account, Origin
 from services.runtime.errors import PermissionDenied
 
 log = structlog.get_logger(__name__)
@@ -35,13 +35,13 @@ class ExternalAccounts:
         self._accounts = accounts
         self._passwords = passwords
 
-    async def identify(self, token: str) -> tuple[ExternalIdentity, Account]:
+    async def identify(self, token: str, origin: Origin) -> tuple[ExternalIdentity, Account]:
         """Who the token speaks of, and their account here.
 
         Raises what `ExternalTokens.verify` raises, and PermissionDenied (EXTERNAL_IDENTITY_UNKNOWN).
         """
         identity, issuer = await self._tokens.verify(token)
-        account = await self._store.find_external(identity) or await self._first(identity, issuer)
+        account = await self._store.find_external(identity) or await self._first(identity, issuer, origin)
         if account is None:
             raise PermissionDenied(
                 f"Your identity at {identity.issuer} belongs to no account here: ask an administrator.",
@@ -50,7 +50,7 @@ class ExternalAccounts:
             )
         return identity, account
 
-    async def _first(self, identity: ExternalIdentity, issuer: JwksIssuer | SessionIssuer) -> Account | None:
+    async def _first(self, identity: ExternalIdentity, issuer: JwksIssuer | SessionIssuer, origin: Origin) -> Account | None:
         if identity.email is None or not _EMAIL.fullmatch(identity.email):
             return None
         if issuer.accounts == "link":
@@ -62,7 +62,7 @@ class ExternalAccounts:
             # A hash like any other: how long a sign-in with this name takes must not tell where the account came from.
             nobodys = await self._passwords.hash(secrets.token_urlsafe())
             await self._store.create_linked(
-                identity, username=_username(identity), email=identity.email, password_hash=nobodys
+                identity, username=_username(identity), email=identity.email, password_hash=nobodys, origin=origin
             )
         else:
             return None

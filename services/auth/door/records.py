@@ -4,6 +4,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """What a standing session is to be: its kind, its name in lists, and how long it lasts after its last use."""
+
+    kind: str
+    user_agent: str
+    lifetime_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class StandingSession:
     """A session that stands for credentials; `ended_ids` had to end for it."""
 

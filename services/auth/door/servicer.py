@@ -11,6 +11,7 @@ from google.rpc import code_pb2
 from parley.edge import ext_authz_pb2, ext_authz_pb2_grpc
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.auth.door.exchange import Exchange
+from services.auth.records import Origin
 from services.runtime.errors import ServiceError, Unauthenticated
 from services.runtime.http_errors import http_refusal
 
@@ -31,7 +32,9 @@ class DoorServicer(ext_authz_pb2_grpc.AuthorizationServicer):
     async def Check(self, request: ext_authz_pb2.CheckRequest, context: Context) -> ext_authz_pb2.CheckResponse:
         headers = request.attributes.request.http.headers
         try:
-            token = await self._traded(headers.get("authorization", ""))
+            # The client's own address, as the edge and the proxies before it know it.
+            origin = Origin(address=request.attributes.source.address.socket_address.address or None)
+            token = await self._traded(headers.get("authorization", ""), origin)
         except ServiceError as error:
             return _denied(error, is_grpc=headers.get("content-type", "").startswith(_GRPC_CONTENT))
         answer = ext_authz_pb2.CheckResponse()
@@ -40,12 +43,12 @@ class DoorServicer(ext_authz_pb2_grpc.AuthorizationServicer):
         )
         return answer
 
-    async def _traded(self, authorization: str) -> str:
+    async def _traded(self, authorization: str, origin: Origin) -> str:
         scheme, _, credentials = authorization.partition(" ")
         if scheme == "Basic":
-            return await self._exchange.password(*read_basic(credentials))
+            return await self._exchange.password(*read_basic(credentials), origin)
         if scheme == "Bearer":
-            return await self._exchange.external(credentials)
+            return await self._exchange.external(credentials, origin)
         raise Unauthenticated("Sign in and send the access token.", reasons.ERROR_REASON_IDENTITY_MISSING)
 
 

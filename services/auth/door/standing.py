@@ -10,10 +10,11 @@ from typing import Final
 import structlog
 
 from parley.type.v1 import error_reason_pb2 as reasons
+from services.auth.door.records import Standing
 from services.auth.door.remembered import Remembered
 from services.auth.door.standing_store import StandingStore
 from services.auth.ended_sessions import EndedSessions
-from services.auth.records import Account
+from services.auth.records import Account, Origin
 from services.auth.sessions import SessionLimits
 from services.auth.tokens import TokenMint
 from services.runtime.errors import Unauthenticated
@@ -47,18 +48,13 @@ class StandingSessions:
         """The token that was given for these credentials of this account a moment ago."""
         return self._remembered.find(account, secret)
 
-    async def token(self, account: Account, shown: Shown) -> str:
+    async def token(self, account: Account, shown: Shown, origin: Origin) -> str:
         """A token of the user's standing session, remembered for a minute.
 
         Raises Unauthenticated (CREDENTIALS_WRONG) where the account changed since its credentials were found right.
         """
-        session = await self._store.keep_session(
-            account,
-            shown.kind,
-            user_agent=shown.user_agent,
-            lifetime_seconds=self._limits.lifetime_seconds,
-            most_sessions=self._limits.most_open,
-        )
+        standing = Standing(shown.kind, shown.user_agent, self._limits.lifetime_seconds)
+        session = await self._store.keep_session(account, standing, most_sessions=self._limits.most_open, origin=origin)
         if session is None:
             raise Unauthenticated("Unknown user or wrong password.", reasons.ERROR_REASON_CREDENTIALS_WRONG)
         self._ended.note(session.ended_ids)

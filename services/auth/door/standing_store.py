@@ -5,10 +5,19 @@ from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.auth.door.records import ExternalIdentity, StandingSession
-from services.auth.records import Account
+from services.auth.door.records import ExternalIdentity, Standing, StandingSession
+from services.auth.records import Account, Origin
 from services.auth.schema import external_identities, sessions, users
-from services.auth.statements import ACCOUNT, after, beyond, bound_ending, end_sessions, lock_unchanged, to_account
+from services.auth.statements import (
+    ACCOUNT,
+    after,
+    beyond,
+    bound_ending,
+    end_sessions,
+    lock_unchanged,
+    note_event,
+    to_account,
+)
 from services.runtime.database import Database
 
 
@@ -19,7 +28,7 @@ class StandingStore:
         self._database = database
 
     async def keep_session(
-        self, account: Account, kind: str, *, user_agent: str, lifetime_seconds: float, most_sessions: int
+        self, account: Account, standing: Standing, *, most_sessions: int, origin: Origin
     ) -> StandingSession | None:
         """The user's session of this kind, begun if there is none and prolonged if there is.
 
@@ -29,17 +38,18 @@ class StandingStore:
         async with self._database.service_transaction() as connection:
             if await lock_unchanged(connection, account) is None:
                 return None
-            session_id = await _prolong(connection, account.id, kind, lifetime_seconds)
+            session_id = await _prolong(connection, account.id, standing)
             if session_id is not None:
                 return StandingSession(session_id)
             await bound_ending(connection)
             ended = await end_sessions(connection, "too_many", sessions.c.id.in_(beyond(account.id, most_sessions - 1)))
             values = {
                 "user_id": account.id,
-                "kind": kind,
-                "user_agent": user_agent,
-                "expire_time": after(lifetime_seconds),
+                "kind": standing.kind,
+                "user_agent": standing.user_agent,
+                "expire_time": after(standing.lifetime_seconds),
             }
+            await note_event(connection, "signed_in", user_id=account.id, origin=origin, details=[standing.kind])
             begun = await connection.execute(insert(sessions).values(values).returning(sessions.c.id))
             return StandingSession(begun.scalar_one(), tuple(ended))
 
@@ -60,7 +70,9 @@ class StandingStore:
         async with self._database.service_transaction() as connection:
             await connection.execute(postgres_insert(external_identities).values(values).on_conflict_do_nothing())
 
-    async def create_linked(self, identity: ExternalIdentity, *, username: str, email: str, password_hash: str) -> bool:
+    async def create_linked(
+        self, identity: ExternalIdentity, *, username: str, email: str, password_hash: str, origin: Origin
+    ) -> bool:
         """Creates an account for the identity; False when one of its names is taken, also by another call at once."""
         account = {"username": username, "email": email, "password_hash": password_hash}
         try:
@@ -68,17 +80,18 @@ class StandingStore:
                 user_id = (await connection.execute(insert(users).values(account).returning(users.c.id))).scalar_one()
                 values = {"issuer": identity.issuer, "subject": identity.subject, "user_id": user_id}
                 await connection.execute(insert(external_identities).values(values))
+                await note_event(connection, "registered", user_id=user_id, origin=origin, details=["external"])
         except IntegrityError:
             return False
         return True
 
 
-async def _prolong(connection: AsyncConnection, user_id: str, kind: str, lifetime_seconds: float) -> str | None:
+async def _prolong(connection: AsyncConnection, user_id: str, standing: Standing) -> str | None:
     """Expired ones too: the credentials that it stands for have just been shown."""
     prolonging = (
         update(sessions)
-        .where(sessions.c.user_id == user_id, sessions.c.kind == kind, sessions.c.end_time.is_(None))
-        .values(last_used_time=after(0), expire_time=after(lifetime_seconds))
+        .where(sessions.c.user_id == user_id, sessions.c.kind == standing.kind, sessions.c.end_time.is_(None))
+        .values(last_used_time=after(0), expire_time=after(standing.lifetime_seconds))
         .returning(sessions.c.id)
     )
     found: str | None = (await connection.execute(prolonging)).scalar_one_or_none()

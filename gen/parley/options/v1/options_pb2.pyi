@@ -126,6 +126,7 @@ class FieldRules(_message.Message):
     CALLER_ID_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     MAX_KEY_LENGTH_FIELD_NUMBER: _builtins.int
+    CHANGED_BY_FIELD_NUMBER: _builtins.int
     required: _builtins.bool
     """The field must be set: a message present, a string not empty, a list not empty."""
     min_length: _builtins.int
@@ -154,6 +155,11 @@ class FieldRules(_message.Message):
     """The string holds a secret: it is never logged, never returned, and marked `writeOnly` in the OpenAPI document."""
     max_key_length: _builtins.int
     """Greatest number of characters (Unicode code points) of each key of a map, which then must not be empty either."""
+    changed_by: Global___Access.ValueType
+    """Who may change this field by an update, where not everybody may who may call the RPC: ACCESS_ADMIN an administrator only,
+    ACCESS_UNSPECIFIED whoever may call, ACCESS_SERVICE nobody from outside. Anything else is refused with PERMISSION_DENIED
+    that names the field.
+    """
     def __init__(
         self,
         *,
@@ -170,10 +176,11 @@ class FieldRules(_message.Message):
         caller_id: _builtins.bool = ...,
         secret: _builtins.bool = ...,
         max_key_length: _builtins.int = ...,
+        changed_by: Global___Access.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_at_least", b"_at_least", "_at_most", b"_at_most", "at_least", b"at_least", "at_most", b"at_most"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at_least", b"_at_least", "_at_most", b"_at_most", "at_least", b"at_least", "at_most", b"at_most", "caller_id", b"caller_id", "email", b"email", "in", b"in", "max_items", b"max_items", "max_key_length", b"max_key_length", "max_length", b"max_length", "min_length", b"min_length", "pattern", b"pattern", "pattern_meaning", b"pattern_meaning", "required", b"required", "secret", b"secret", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at_least", b"_at_least", "_at_most", b"_at_most", "at_least", b"at_least", "at_most", b"at_most", "caller_id", b"caller_id", "changed_by", b"changed_by", "email", b"email", "in", b"in", "max_items", b"max_items", "max_key_length", b"max_key_length", "max_length", b"max_length", "min_length", b"min_length", "pattern", b"pattern", "pattern_meaning", b"pattern_meaning", "required", b"required", "secret", b"secret", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__at_least: _TypeAlias = _typing.Literal["at_least"]  # noqa: Y015
     _WhichOneofArgType__at_least: _TypeAlias = _typing.Literal["_at_least", b"_at_least"]  # noqa: Y015
