@@ -1,6 +1,6 @@
 # Everything that a developer runs. Needs Python 3.11+ and make; the rest is installed into .venv from the lock files.
 .DEFAULT_GOAL := help
-.PHONY: help run test verify lint types contracts proto-clean proto publish-contract fmt migration lock clean
+.PHONY: help run test verify lint types contracts proto-clean proto publish-contract fmt migration certs lock clean
 SHELL := /bin/bash
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ BIN := .venv/bin
 ARGS ?=
 # Tests mostly wait: this many processes share them, each with a Postgres and a Redis of its own. 0: none but pytest itself.
 WORKERS ?= 2
-CODE := services gateway simulator suite bench/stack.py bench/cut_streams.py bench/retrieval.py bench/memory_scale.py protos/generate.py
+CODE := services gateway simulator suite bench/stack.py bench/cut_streams.py bench/retrieval.py bench/memory_scale.py bench/door.py protos/generate.py
 TESTS := tests
 
 help: ## This list
@@ -32,8 +32,8 @@ types: .venv/dev ## mypy --strict
 	$(BIN)/mypy $(CODE) $(TESTS)
 
 contracts: .venv/dev ## Lint the protos, and refuse what would break a client of the published contract
-	$(BIN)/buf lint gen/parley.binpb --config buf.yaml --path parley
-	$(BIN)/buf breaking gen/parley.binpb --against protos/published.binpb --config buf.yaml --path parley
+	$(BIN)/buf lint gen/parley.binpb --config buf.yaml --path parley --exclude-path parley/edge
+	$(BIN)/buf breaking gen/parley.binpb --against protos/published.binpb --config buf.yaml --path parley --exclude-path parley/edge
 
 proto-clean: .venv/dev ## Check that gen/ is what the protos say
 	@fresh=$$(mktemp -d) && $(BIN)/python protos/generate.py $$fresh && diff -rq -x __pycache__ $$fresh gen; \
@@ -51,6 +51,9 @@ fmt: .venv/dev ## Format, and mend what can be mended by itself
 
 migration: .venv/dev ## A new migration: make migration SERVICE=chat NAME=tasks
 	$(BIN)/python -m services.runtime.new_revision "$(SERVICE)" "$(NAME)"
+
+certs: .venv/run ## Certificates for development in ./certs: PARLEY_CERTIFICATES=certs make run
+	@$(BIN)/python -m suite.certificates --output certs
 
 lock: .venv/dev ## Resolve the lock files anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \

@@ -31,11 +31,14 @@ PEERS = Path(__file__).resolve().parent / "peers"
 ROOT = PEERS.parents[1]
 READY, READY_SECONDS, STOP_SECONDS = "Parley is ready", 120.0, 30.0
 _SERVING = (f"{name}{kind}" for name in ("AUTH", "CHAT", "MEMORY") for kind in ("", "_METRICS"))
-PORTS = ("EDGE", "EDGE_ADMIN", "CHAT_MCP", *_SERVING)
+PORTS = ("EDGE", "EDGE_ADMIN", "CHAT_MCP", "LIMITER", "LIMITER_METRICS", *_SERVING)
 # What differs from `make run`: a token that outlives the measurement, room for the 2,000 slow streams of W6, and no titles:
 # every turn begins a conversation here, so that each would cost one more call of the model, which no peer makes.
 MEASURED = {
     "ACCESS_TOKEN_LIFETIME_SECONDS": "3000",
+    # Counted like any other, and never too many.
+    "LIMIT_GENERAL": "10000/second",
+    "LIMIT_MODEL": "10000/second",
     "MAX_GENERATIONS": "4000",
     "OPENAI_MAX_CONNECTIONS": "4000",
     "TITLES_ENABLED": "false",
@@ -43,6 +46,7 @@ MEASURED = {
 # Which process belongs to which column: a part of its command line. The first that fits counts, children included.
 GROUPS = {
     "edge": "envoy.yaml",
+    "limiter": "gateway.limiter",
     "chat": "services.chat",
     "memory": "services.memory",
     "auth": "services.auth",

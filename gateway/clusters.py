@@ -18,7 +18,8 @@ _PROTOCOL = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 def clusters(settings: EdgeSettings, directory: Path) -> list[Config]:
     """Every cluster, the services' in the order of the settings."""
     services = [_service(settings, name, where) for name, where in settings.endpoints().items()]
-    return [*services, _mcp(settings), _jwks_loop(directory)]
+    limiter = [_service(settings, "limiter", settings.limiter_endpoints)] if settings.limits_enabled else []
+    return [*services, _mcp(settings), *limiter, _jwks_loop(directory), _admin(settings)]
 
 
 def _mcp(settings: EdgeSettings) -> Config:
@@ -28,6 +29,8 @@ def _mcp(settings: EdgeSettings) -> Config:
     del check["grpc_health_check"]
     check["http_health_check"] = {"path": "/health"}
     cluster["typed_extension_protocol_options"] = {_PROTOCOL: _http1()}
+    # The same processes as chat's, by the same certificates.
+    cluster |= _mutual_tls(settings, "chat", alpn="http/1.1")
     return cluster
 
 
@@ -38,6 +41,28 @@ def _http1() -> Config:
         "common_http_protocol_options": {"idle_timeout": "600s"},
         "explicit_http_config": {"http_protocol_options": {}},
     }
+
+
+def _mutual_tls(settings: EdgeSettings, service: str, *, alpn: str) -> Config:
+    """On a cluster: the edge shows its certificate and takes only one that names the service."""
+    if settings.service_tls_ca_file is None:
+        return {}
+    name = f"{service}.parley"
+    pair = {
+        "certificate_chain": {"filename": str(settings.service_tls_certificate_file)},
+        "private_key": {"filename": str(settings.service_tls_key_file)},
+    }
+    context = {
+        "alpn_protocols": [alpn],
+        "tls_certificates": [pair],
+        "validation_context": {
+            "trusted_ca": {"filename": str(settings.service_tls_ca_file)},
+            "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": name}}],
+        },
+    }
+    kind = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
+    typed = {"@type": kind, "sni": name, "common_tls_context": context}
+    return {"transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": typed}}
 
 
 def _service(settings: EdgeSettings, name: str, endpoints: Sequence[Address]) -> Config:
@@ -51,6 +76,7 @@ def _service(settings: EdgeSettings, name: str, endpoints: Sequence[Address]) ->
         # Streams that run go on: a process that drains says NOT_SERVING while it ends them.
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
         "health_checks": [_health_check(settings)],
+        **_mutual_tls(settings, name, alpn="h2"),
         "circuit_breakers": {"thresholds": [_breaker(settings)]},
         "typed_extension_protocol_options": {_PROTOCOL: _http2(settings)},
         # Dead peers are found by TCP: gRPC servers take frequent HTTP/2 pings for abuse.
@@ -109,6 +135,17 @@ def _http2(settings: EdgeSettings) -> Config:
     return {
         "@type": f"type.googleapis.com/{_PROTOCOL}",
         "explicit_http_config": {"http2_protocol_options": options},
+    }
+
+
+def _admin(settings: EdgeSettings) -> Config:
+    """Envoy's own account of its clusters, for health_parts.lua alone: no route leads there."""
+    endpoint = {"address": socket_address(settings.edge_admin_address)}
+    return {
+        "name": "admin",
+        "type": "STATIC" if settings.edge_admin_address.is_ip else "STRICT_DNS",
+        "connect_timeout": "1s",
+        "load_assignment": {"cluster_name": "admin", "endpoints": [{"lb_endpoints": [{"endpoint": endpoint}]}]},
     }
 
 

@@ -14,6 +14,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from gateway import filters
 from gateway.clusters import clusters, jwks_address, socket_address
 from gateway.contract import DESCRIPTORS, ContractError, Rpc, exposed_rpcs, read_descriptors, transcoding_descriptors
+from gateway.identity import JWKS_PATH
 from gateway.local_replies import local_replies
 from gateway.openapi import openapi_document
 from gateway.routes import route_configuration
@@ -46,7 +47,7 @@ _Dumper.add_representer(str, _text)
 
 def bootstrap(settings: EdgeSettings, descriptors: FileDescriptorSet, *, directory: Path) -> Config:
     """The whole configuration; `directory` is where Envoy finds parley.binpb and web/."""
-    rpcs = exposed_rpcs(descriptors)
+    rpcs = tuple(rpc for rpc in exposed_rpcs(descriptors) if rpc.owner in settings.endpoints())
     listeners = [_edge_listener(settings, rpcs, directory), _jwks_listener(settings, rpcs, directory)]
     return {
         "admin": {"address": socket_address(settings.edge_admin_address)},
@@ -73,7 +74,12 @@ def write(settings: EdgeSettings, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     descriptors = read_descriptors(DESCRIPTORS)
     (directory / "parley.binpb").write_bytes(transcoding_descriptors(descriptors).SerializeToString())
-    document = openapi_document(descriptors, version=version("parley"), session_cookies=settings.session_cookies)
+    document = openapi_document(
+        descriptors,
+        version=version("parley"),
+        session_cookies=settings.session_cookies if settings.cookie_auth_enabled else (),
+        takes_basic=settings.basic_auth_enabled,
+    )
     write_pages(directory / "web", document)
     path = directory / "envoy.yaml"
     path.write_text(as_yaml(bootstrap(settings, descriptors, directory=directory)), encoding="utf-8")
@@ -102,15 +108,32 @@ def _edge_listener(settings: EdgeSettings, rpcs: tuple[Rpc, ...], directory: Pat
         "name": "edge",
         "address": socket_address(settings.edge_address),
         "per_connection_buffer_limit_bytes": 1024 * _KILOBYTE,
-        "filter_chains": [{"filters": [_manager(manager)]}],
+        "filter_chains": [{"filters": [_manager(manager)], **_tls(settings)}],
     }
+
+
+def _tls(settings: EdgeSettings) -> Config:
+    if not settings.has_tls:
+        return {}
+    pair = {
+        "certificate_chain": {"filename": str(settings.edge_tls_certificate_file)},
+        "private_key": {"filename": str(settings.edge_tls_key_file)},
+    }
+    context = {
+        "alpn_protocols": ["h2", "http/1.1"],
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+        "tls_certificates": [pair],
+    }
+    kind = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
+    typed = {"@type": kind, "common_tls_context": context}
+    return {"transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": typed}}
 
 
 def _jwks_listener(settings: EdgeSettings, rpcs: tuple[Rpc, ...], directory: Path) -> Config:
     # For this process only: turns the fetch of the keys into the RPC, without going out of the door and in again.
     keys = next(rpc for rpc in rpcs if rpc.grpc_path == JWKS_RPC)
-    if [binding.template for binding in keys.bindings] != [filters.JWKS_PATH]:
-        raise ContractError(f"{JWKS_RPC} is not at {filters.JWKS_PATH}, where the world looks for it")
+    if [binding.template for binding in keys.bindings] != [JWKS_PATH]:
+        raise ContractError(f"{JWKS_RPC} is not at {JWKS_PATH}, where the world looks for it")
     transcoder = filters.transcoder(settings, [keys.full_service], directory)
     manager = {
         "@type": _HCM,
@@ -125,7 +148,7 @@ def _jwks_listener(settings: EdgeSettings, rpcs: tuple[Rpc, ...], directory: Pat
                 {
                     "name": "auth",
                     "domains": ["*"],
-                    "routes": [{"match": {"path": filters.JWKS_PATH}, "route": {"cluster": keys.owner, "timeout": "2s"}}],
+                    "routes": [{"match": {"path": JWKS_PATH}, "route": {"cluster": keys.owner, "timeout": "2s"}}],
                 }
             ],
         },
@@ -159,6 +182,7 @@ def _request_id() -> Config:
 def _hygiene(settings: EdgeSettings) -> Config:
     return {
         "use_remote_address": True,
+        "xff_num_trusted_hops": settings.edge_proxies,
         "normalize_path": True,
         "merge_slashes": True,
         "path_with_escaped_slashes_action": "REJECT_REQUEST",

@@ -18,6 +18,10 @@ from google.rpc import error_details_pb2, status_pb2
 from parley.options.v1 import options_pb2
 
 EXPOSED = frozenset({options_pb2.ACCESS_PUBLIC, options_pb2.ACCESS_USER, options_pb2.ACCESS_ADMIN})
+# Whose calls are counted. Whoever else may call from outside proves who they are by a signature, and is waited for.
+LIMITED = frozenset({options_pb2.ACCESS_PUBLIC, options_pb2.ACCESS_USER, options_pb2.ACCESS_ADMIN})
+# Counted by address; the other classes by user.
+LIMITS_BY_ADDRESS = frozenset({options_pb2.LIMIT_SIGN_IN, options_pb2.LIMIT_REGISTRATION, options_pb2.LIMIT_PUBLIC})
 # Beside the stubs, in a checkout and in an installed wheel (where gen/parley becomes the package parley) alike.
 DESCRIPTORS = Path(options_pb2.__file__).parents[3] / "parley.binpb"
 # `events` are numbered, and their stream has a terminal one; `records` are what a list would hold, for as long as it takes.
@@ -62,6 +66,7 @@ class Rpc:
     service: str
     name: str
     access: options_pb2.Access.ValueType
+    limit: options_pb2.Limit.ValueType
     stream_form: StreamForm | None
     bindings: tuple[Binding, ...]
 
@@ -89,6 +94,13 @@ class Rpc:
     def is_public(self) -> bool:
         """Whether it needs no identity."""
         return self.access == options_pb2.ACCESS_PUBLIC
+
+    @property
+    def limit_class(self) -> str | None:
+        """The class of its limit, as the limiter knows it; None where the edge does not limit."""
+        if self.limit == options_pb2.LIMIT_NONE or self.access not in LIMITED:
+            return None
+        return options_pb2.Limit.Name(self.limit or options_pb2.LIMIT_GENERAL).removeprefix("LIMIT_").lower()
 
 
 def read_descriptors(path: Path) -> FileDescriptorSet:
@@ -134,14 +146,24 @@ def _rpcs_of(file: FileDescriptorProto, numbered: Collection[str]) -> Iterator[R
             if access == options_pb2.ACCESS_UNSPECIFIED:
                 raise ContractError(f"{file.package}.{service.name}.{method.name} has no access rule")
             if access in EXPOSED:
+                limit = method.options.Extensions[options_pb2.limit]
+                _check_limit(f"{file.package}.{service.name}.{method.name}", access, limit)
                 yield Rpc(
                     package=file.package,
                     service=service.name,
                     name=method.name,
                     access=access,
+                    limit=limit,
                     stream_form=_stream_form(method, numbered),
                     bindings=tuple(_bindings(method)),
                 )
+
+
+def _check_limit(name: str, access: options_pb2.Access.ValueType, limit: options_pb2.Limit.ValueType) -> None:
+    """A user's calls are counted by user, a stranger's by address: the class must be one of those."""
+    is_public = access == options_pb2.ACCESS_PUBLIC
+    if limit != options_pb2.LIMIT_NONE and access in LIMITED and is_public != (limit in LIMITS_BY_ADDRESS):
+        raise ContractError(f"{name} needs a limit that counts by {'address' if is_public else 'user'}")
 
 
 def _stream_form(method: MethodDescriptorProto, numbered: Collection[str]) -> StreamForm | None:

@@ -4,20 +4,31 @@ Each function's first line becomes the comment above the filter in the written c
 """
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from gateway.contract import StreamForm
+from gateway.filter_shapes import (
+    HTTP,
+    Config,
+    add_if_absent,
+    lua,
+    lua_file,
+    make_filter,
+    named,
+    on_demand,
+    overwrite,
+    switched_on,
+)
+from gateway.identity import exchange, ext_authz, identity_rule, jwt_authn, session_cookie, with_identity
+from gateway.limits import BY_ADDRESS, BY_USER, limit_by_address, limit_by_user
 from gateway.refusals import errors_in_lua
 from gateway.settings import EdgeSettings
 
-Config = dict[str, Any]
-_HTTP = "type.googleapis.com/envoy.extensions.filters.http"
-JWKS_PATH = "/.well-known/jwks.json"
 # Half of what the services take: gRPC counts 32 bytes more a header, and the edge adds some of its own.
 LARGEST_HEADER_BYTES = 32 * 1024
-_COOKIE_SCRIPT = "session_cookie.lua"
-_HERE = Path(__file__).parent
+HSTS_SECONDS = 31_536_000
+_HEALTH_SCRIPT = "health_parts.lua"
 
 
 def http_filters(settings: EdgeSettings, services: Sequence[str], directory: Path) -> list[Config]:
@@ -25,15 +36,20 @@ def http_filters(settings: EdgeSettings, services: Sequence[str], directory: Pat
     return [
         request_headers(),
         session_cookie(settings),
+        exchange(settings),
         whole_errors(),
-        response_headers(),
+        response_headers(settings),
         cors(),
         health_check(settings),
         grpc_web(),
         stream_frames(),
+        *([limit_by_address(settings)] if settings.limits_enabled else []),
+        ext_authz(),
         jwt_authn(settings),
+        *([limit_by_user(settings)] if settings.limits_enabled else []),
+        health_parts(settings),
         body_limit(),
-        _named("envoy.filters.http.grpc_json_transcoder", transcoder(settings, services, directory)),
+        named("envoy.filters.http.grpc_json_transcoder", transcoder(settings, services, directory)),
         router(),
     ]
 
@@ -43,13 +59,18 @@ def comments() -> dict[str, str]:
     filters: dict[str, Callable[..., object]] = {
         "request_headers": request_headers,
         "session_cookie": session_cookie,
+        "exchange": exchange,
         "whole_errors": whole_errors,
         "envoy.filters.http.header_mutation": response_headers,
         "envoy.filters.http.cors": cors,
         "envoy.filters.http.health_check": health_check,
         "envoy.filters.http.grpc_web": grpc_web,
         "stream_frames": stream_frames,
+        BY_ADDRESS: limit_by_address,
+        "envoy.filters.http.ext_authz": ext_authz,
         "envoy.filters.http.jwt_authn": jwt_authn,
+        BY_USER: limit_by_user,
+        "health_parts": health_parts,
         "envoy.filters.http.buffer": body_limit,
         "envoy.filters.http.grpc_json_transcoder": transcoder,
         "envoy.filters.http.router": router,
@@ -84,37 +105,29 @@ def early_header_mutation() -> Config:
 def request_headers() -> Config:
     """Refuses headers too large or beyond what gRPC carries, and gRPC on a REST path; spells `Bearer` in one way."""
     limit = f"local LARGEST_HEADER_BYTES = {LARGEST_HEADER_BYTES}\n\n"
-    return _lua("request_headers", limit + _script("request_headers.lua"))
-
-
-def session_cookie(settings: EdgeSettings) -> Config:
-    """Takes the access token out of a cookie where a browser can send no header; off but on the routes that read."""
-    names = ", ".join(f'"{name}"' for name in settings.session_cookies)
-    script = f"local SESSION_COOKIES = {{ {names} }}\n\n" + _script("session_cookie.lua")
-    lua = {"@type": f"{_HTTP}.lua.v3.Lua", "source_codes": {_COOKIE_SCRIPT: {"inline_string": script}}}
-    return {"name": "session_cookie", "disabled": True, "typed_config": lua}
-
-
-def with_session_cookie() -> Config:
-    """Switches the cookies on, on one route."""
-    return {"@type": f"{_HTTP}.lua.v3.LuaPerRoute", "name": _COOKIE_SCRIPT}
+    return lua("request_headers", limit + lua_file("request_headers.lua"))
 
 
 def whole_errors() -> Config:
     """Makes errors whole: Retry-After as their RetryInfo says, the one shape for those that gRPC itself made."""
-    return _lua("whole_errors", errors_in_lua() + _script("whole_errors.lua"))
+    return lua("whole_errors", errors_in_lua() + lua_file("whole_errors.lua"))
 
 
-def response_headers() -> Config:
+def response_headers(settings: EdgeSettings) -> Config:
     """Almost last on the way out: sets what every answer carries and takes out what REST clients must not see."""
     inner = {"remove": "x-envoy-upstream-healthchecked-cluster"}
     mutations = [
-        _overwrite("x-content-type-options", "nosniff"),
+        overwrite("x-content-type-options", "nosniff"),
+        overwrite("referrer-policy", "no-referrer"),
+        overwrite("x-frame-options", "DENY"),
+        # What is no page has nothing to load and is in nobody's frame. Pages say their own.
+        add_if_absent("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),
+        *([overwrite("strict-transport-security", f"max-age={HSTS_SECONDS}")] if settings.has_tls else []),
         # The request id is there for the filter that makes errors whole.
-        _overwrite("x-request-id", "%REQ(X-REQUEST-ID)%"),
+        overwrite("x-request-id", "%REQ(X-REQUEST-ID)%"),
         inner,
     ]
-    return _filter("header_mutation", "HeaderMutation", mutations={"response_mutations": mutations})
+    return make_filter("header_mutation", "HeaderMutation", mutations={"response_mutations": mutations})
 
 
 def rest_headers(stream_form: StreamForm | None, *, is_personal: bool) -> Config:
@@ -124,32 +137,34 @@ def rest_headers(stream_form: StreamForm | None, *, is_personal: bool) -> Config
     leaks = ("grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-encoding", "grpc-accept-encoding")
     mutations: list[Config] = [{"remove": name} for name in leaks]
     if stream_form is not None:
-        mutations.append(_overwrite("x-accel-buffering", "no"))
+        mutations.append(overwrite("x-accel-buffering", "no"))
     if stream_form == "events":
-        mutations.append(_overwrite("cache-control", "no-cache"))
+        mutations.append(overwrite("cache-control", "no-cache"))
     elif is_personal:
         # Caches leave alone what was asked for with an Authorization header, but not what was asked for with a cookie.
-        mutations.append(_overwrite("cache-control", "no-store"))
+        mutations.append(overwrite("cache-control", "no-store"))
     return {
-        "@type": f"{_HTTP}.header_mutation.v3.HeaderMutationPerRoute",
+        "@type": f"{HTTP}.header_mutation.v3.HeaderMutationPerRoute",
         "mutations": {"request_mutations": foreign, "response_mutations": mutations},
     }
 
 
 def cors() -> Config:
     """Before identity, because a preflight has none."""
-    return _filter("cors", "Cors")
+    return make_filter("cors", "Cors")
 
 
 def health_check(settings: EdgeSettings) -> Config:
     """Answers /health by what the active checks of the services say, whatever the Host: probes come by address."""
-    return _filter(
+    return make_filter(
         "health_check",
         "HealthCheck",
         pass_through_mode=False,
         headers=[
             {"name": ":path", "string_match": {"safe_regex": {"regex": r"(/api/v1)?/health(\?.*)?"}}},
             {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD"}}},
+            # Who shows an identity is told more (health_parts).
+            {"name": "authorization", "present_match": True, "invert_match": True},
         ],
         # One healthy process of a service is enough to serve.
         cluster_min_healthy_percentages={name: {"value": 1} for name in settings.endpoints()},
@@ -158,71 +173,51 @@ def health_check(settings: EdgeSettings) -> Config:
 
 def grpc_web() -> Config:
     """Turns gRPC-Web into gRPC, so that everything behind it knows only one of them."""
-    return _filter("grpc_web", "GrpcWeb")
+    return make_filter("grpc_web", "GrpcWeb")
 
 
 def stream_frames() -> Config:
     """Gives SSE frames their ids and heartbeats their form; off but on the routes of streams, which name their script."""
-    return {"name": "stream_frames", "disabled": True, "typed_config": {"@type": f"{_HTTP}.lua.v3.Lua"}}
+    return {"name": "stream_frames", "disabled": True, "typed_config": {"@type": f"{HTTP}.lua.v3.Lua"}}
 
 
 def stream_script(file: str) -> Config:
     """Switches a script on, on one route."""
     return {
-        "@type": f"{_HTTP}.lua.v3.LuaPerRoute",
-        "source_code": {"inline_string": _script("finished.lua") + _script(file)},
+        "@type": f"{HTTP}.lua.v3.LuaPerRoute",
+        "source_code": {"inline_string": lua_file("finished.lua") + lua_file(file)},
     }
 
 
-def jwt_authn(settings: EdgeSettings) -> Config:
-    """Identity at the door: a token is required wherever a route does not say that its RPC is public.
+def health_parts(settings: EdgeSettings) -> Config:
+    """Tells administrators what each part answers to this edge; off but on /health with an identity."""
+    required = dict.fromkeys(settings.endpoints(), True)
+    others = dict.fromkeys(["mcp", *(["limiter"] if settings.limits_enabled else [])], False)
+    parts = ", ".join(f'{{ "{name}", {str(needed).lower()} }}' for name, needed in {**required, **others}.items())
+    constants = f'local PARTS = {{ {parts} }}\nlocal VERSION = "{version("parley")}"\n\n'
+    return on_demand("health_parts", _HEALTH_SCRIPT, constants + lua_file(_HEALTH_SCRIPT))
 
-    The token goes on to the service, which verifies it again by itself. On a public RPC the edge does not look at a token;
-    the service refuses a bad one.
-    """
-    provider = {
-        "issuer": "parley",
-        "audiences": ["parley"],
-        "forward": True,
-        # Only this header: a token in a query would end in logs.
-        "from_headers": [{"name": "authorization", "value_prefix": "Bearer "}],
-        "require_expiration": True,
-        "clock_skew_seconds": 5,
-        # Verified tokens are remembered until they expire, on each worker.
-        "jwt_cache_config": {"jwt_cache_size": 4096},
-        "remote_jwks": {
-            "http_uri": {"uri": f"http://auth{JWKS_PATH}", "cluster": "jwks", "timeout": "2s"},
-            "cache_duration": f"{settings.jwks_refresh_seconds}s",
-            # Fetched ahead and kept fresh; a start without auth heals a moment after auth comes.
-            "async_fetch": {"fast_listener": True, "failed_refetch_duration": "0.5s"},
-        },
+
+def with_health_parts(settings: EdgeSettings) -> Config:
+    """On the routes of /health that ask for an identity."""
+    return {
+        **outside_the_contract(),
+        "envoy.filters.http.jwt_authn": identity_rule(is_public=False),
+        **with_identity(settings, is_rest=False),
+        "health_parts": switched_on(_HEALTH_SCRIPT),
     }
-    return _filter(
-        "jwt_authn",
-        "JwtAuthentication",
-        providers={"parley": provider},
-        requirement_map={"user": {"provider_name": "parley"}},
-        rules=[{"match": {"prefix": "/"}, "requires": {"provider_name": "parley"}}],
-        strip_failure_response=False,
-    )
-
-
-def identity_rule(*, is_public: bool) -> Config:
-    """The identity that one route asks for."""
-    kind = f"{_HTTP}.jwt_authn.v3.PerRouteConfig"
-    return {"@type": kind, "disabled": True} if is_public else {"@type": kind, "requirement_name": "user"}
 
 
 def body_limit() -> Config:
     """Refuses a body that is too large, after identity, so that nobody unknown fills memory; on by the REST routes."""
-    config = {"@type": f"{_HTTP}.buffer.v3.Buffer", "max_request_bytes": 1}
+    config = {"@type": f"{HTTP}.buffer.v3.Buffer", "max_request_bytes": 1}
     return {"name": "envoy.filters.http.buffer", "disabled": True, "typed_config": config}
 
 
 def rest_body_limit(settings: EdgeSettings) -> Config:
     """The limit that holds on REST routes; gRPC messages have the services' own."""
     return {
-        "@type": f"{_HTTP}.buffer.v3.BufferPerRoute",
+        "@type": f"{HTTP}.buffer.v3.BufferPerRoute",
         "buffer": {"max_request_bytes": settings.max_body_bytes},
     }
 
@@ -230,7 +225,7 @@ def rest_body_limit(settings: EdgeSettings) -> Config:
 def transcoder(settings: EdgeSettings, services: Sequence[str], directory: Path, *, is_ndjson: bool = False) -> Config:
     """REST becomes gRPC, last of all, so that every filter before sees the request as the client wrote it."""
     return {
-        "@type": f"{_HTTP}.grpc_json_transcoder.v3.GrpcJsonTranscoder",
+        "@type": f"{HTTP}.grpc_json_transcoder.v3.GrpcJsonTranscoder",
         "proto_descriptor": str(directory / "parley.binpb"),
         "services": list(services),
         # A route says which RPC's rules hold; the path that the transcoder writes must not choose another one.
@@ -253,7 +248,7 @@ def transcoder(settings: EdgeSettings, services: Sequence[str], directory: Path,
 
 def router() -> Config:
     """Sends the call to its service."""
-    return _filter("router", "Router", suppress_envoy_headers=True)
+    return make_filter("router", "Router", suppress_envoy_headers=True)
 
 
 def outside_the_contract() -> Config:
@@ -263,23 +258,3 @@ def outside_the_contract() -> Config:
         "envoy.filters.http.jwt_authn": identity_rule(is_public=True),
         "envoy.filters.http.grpc_json_transcoder": off,
     }
-
-
-def _script(file: str) -> str:
-    return (_HERE / file).read_text()
-
-
-def _lua(name: str, script: str) -> Config:
-    return _named(name, {"@type": f"{_HTTP}.lua.v3.Lua", "default_source_code": {"inline_string": script}})
-
-
-def _overwrite(name: str, value: str) -> Config:
-    return {"append": {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}
-
-
-def _filter(name: str, message: str, **fields: object) -> Config:
-    return _named(f"envoy.filters.http.{name}", {"@type": f"{_HTTP}.{name}.v3.{message}", **fields})
-
-
-def _named(name: str, typed_config: Config) -> Config:
-    return {"name": name, "typed_config": typed_config}

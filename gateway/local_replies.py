@@ -19,11 +19,24 @@ def local_replies(version: str) -> Config:
     """The whole `local_reply_config`: health first, then every refusal for gRPC clients, then for REST clients."""
     return {
         "mappers": [
+            *_passed_on(),
             *(_health_mapper(status, word, version) for status, word in ((200, "serving"), (503, "not_serving"))),
             *(_grpc_mapper(refusal) for refusal in REFUSALS),
             *(_rest_mapper(refusal) for refusal in REFUSALS),
         ]
     }
+
+
+def _passed_on() -> list[Config]:
+    """Refusals that auth and the limiter made whole, each as the caller reads it: a body for REST, a sentence for gRPC."""
+    makers = "response.code_details in ['ext_authz_denied', 'request_rate_limited']"
+    # The only 503 of a script is health_parts.lua's.
+    whole = _holds(f"{makers} || (response.code_details.contains('lua') && response.code == 503)")
+    body = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}}
+    return [
+        {"filter": _all(*_speaks_grpc(), whole), "body_format_override": body},
+        {"filter": whole, "body_format_override": {**body, "content_type": "application/json"}},
+    ]
 
 
 def _health_mapper(status: int, word: str, version: str) -> Config:

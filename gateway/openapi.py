@@ -24,8 +24,12 @@ the same port.
 Sign in with `Login` or `Register` and send the access token as `authorization: Bearer …`. Every answer carries
 `x-request-id`; every error has the one shape `Error`, whoever refused.
 
-A browser that can set no header, an EventSource say, may send the access token in a cookie instead: with GET only. Methods
-that change something do not look at cookies, so that no other site can make a browser call them.
+Name and password work too (HTTP Basic), with every call, and so does a cookie that holds the access token, for a browser
+that can set no header: an EventSource, say. A call that changes something is taken with a cookie only from pages of the
+edge's own or a listed origin (`Origin`), so that no other site can make a browser call it.
+
+Calls are limited by user, and sign-ins and registrations by address. The headers `RateLimit-Limit`, `RateLimit-Remaining`
+and `RateLimit-Reset` say where one stands; a call too many is 429 with `Retry-After`, and is not counted.
 
 Streams of events are answered as server-sent events, each with its `sequence` as `id`; with `accept: application/x-ndjson`
 as one JSON object a line. Exports are always one JSON object a line."""
@@ -58,16 +62,22 @@ _ERROR: Document = {
 }
 
 
-def openapi_document(descriptors: FileDescriptorSet, *, version: str, session_cookies: Sequence[str]) -> Document:
-    """The whole document; equal contracts and names of cookies make an equal document."""
-    return _Writer(descriptors, session_cookies).document(version)
+def openapi_document(
+    descriptors: FileDescriptorSet, *, version: str, session_cookies: Sequence[str], takes_basic: bool
+) -> Document:
+    """The whole document; equal contracts and credentials make an equal document."""
+    schemes: Document = {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
+    if takes_basic:
+        schemes["basic"] = {"type": "http", "scheme": "basic"}
+    schemes |= {_cookie_scheme(name): _cookie(name) for name in session_cookies}
+    return _Writer(descriptors, schemes).document(version)
 
 
 class _Writer:
     """Collects operations and the schemas that they refer to."""
 
-    def __init__(self, descriptors: FileDescriptorSet, session_cookies: Sequence[str]) -> None:
-        self._session_cookies = session_cookies
+    def __init__(self, descriptors: FileDescriptorSet, security_schemes: Document) -> None:
+        self._security_schemes = security_schemes
         self._rpcs = [rpc for rpc in exposed_rpcs(descriptors) if rpc.bindings]
         self._comments = read_comments(descriptors)
         self._reasons: Mapping[str, Reason] = read_reasons(self._comments)
@@ -93,10 +103,7 @@ class _Writer:
             "tags": self._tags(),
             "paths": {**paths, **_edge_paths()},
             "components": {
-                "securitySchemes": {
-                    "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
-                    **{_cookie_scheme(name): _cookie(name) for name in self._session_cookies},
-                },
+                "securitySchemes": self._security_schemes,
                 "schemas": {"Error": _ERROR, **self._schemas.components},
             },
         }
@@ -122,7 +129,7 @@ class _Writer:
             # Unlike a description, a summary is no Markdown.
             "summary": comment.split(".")[0].replace("\n", " ").replace("`", "") + ".",
             "description": comment,
-            "security": self._security(rpc, binding),
+            "security": [] if rpc.is_public else [{name: []} for name in self._security_schemes],
             "x-access": options_pb2.Access.Name(rpc.access).removeprefix("ACCESS_").lower(),
         }
         if parameters:
@@ -135,12 +142,6 @@ class _Writer:
         answers = {"200": self._answer(rpc), **(_FINISHED if _follows(rpc, parameters) else {})}
         operation["responses"] = {**answers, **self._refusals(rpc, comment), "default": _any_error()}
         return operation
-
-    def _security(self, rpc: Rpc, binding: Binding) -> list[Document]:
-        if rpc.is_public:
-            return []
-        cookies: list[Document] = [{_cookie_scheme(name): []} for name in self._session_cookies]
-        return [{"bearer": []}, *(cookies if binding.method == "GET" else ())]
 
     def _comment(self, rpc: Rpc) -> str:
         return self._comments.get(f"{rpc.full_service}.{rpc.name}", "")
@@ -207,6 +208,9 @@ class _Writer:
         names = ["INVALID_REQUEST", "REQUEST_TOO_LARGE"]
         if not rpc.is_public:
             names += ["IDENTITY_MISSING", "TOKEN_INVALID", "TOKEN_EXPIRED", "SESSION_ENDED", "IDENTITY_UNAVAILABLE"]
+            names += ["CREDENTIALS_WRONG", "USER_INACTIVE", "EXTERNAL_IDENTITY_UNKNOWN", "ORIGIN_NOT_ALLOWED"]
+        if rpc.limit_class is not None:
+            names.append("RATE_LIMITED")
         if rpc.access == options_pb2.ACCESS_ADMIN:
             names.append("ACCESS_DENIED")
         others = {other.name: self._comment(other) for other in self._rpcs if other.full_service == rpc.full_service}
@@ -224,7 +228,12 @@ def _cookie_scheme(name: str) -> str:
 
 
 def _cookie(name: str) -> Document:
-    return {"type": "apiKey", "in": "cookie", "name": name, "description": "An access token. With GET only."}
+    return {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": name,
+        "description": "An access token. What changes something also needs an allowed Origin.",
+    }
 
 
 def _any_error() -> Document:

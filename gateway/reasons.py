@@ -12,26 +12,15 @@ from typing import Any
 from google.rpc import code_pb2
 
 from gateway.contract import ContractError
+from services.runtime import http_errors
 
 _PREFIX = "parley.type.v1.ErrorReason.ERROR_REASON_"
 _PAYLOAD = re.compile(r"^\s*([A-Z_]+) (\{.*\})\s*$", re.MULTILINE)
 _REASONS = re.compile(r"Reasons:\s*([A-Za-z_,\s]+)\.")
 _AS_ANOTHER = re.compile(r"as (\w+)")
 _NAME = re.compile(r"\b[A-Z][A-Z_]+\b")
-# What Envoy's transcoder makes of a gRPC code.
-HTTP_STATUS: dict[int, int] = {
-    code_pb2.INVALID_ARGUMENT: 400,
-    code_pb2.FAILED_PRECONDITION: 400,
-    code_pb2.UNAUTHENTICATED: 401,
-    code_pb2.PERMISSION_DENIED: 403,
-    code_pb2.NOT_FOUND: 404,
-    code_pb2.ALREADY_EXISTS: 409,
-    code_pb2.ABORTED: 409,
-    code_pb2.RESOURCE_EXHAUSTED: 429,
-    code_pb2.INTERNAL: 500,
-    code_pb2.UNAVAILABLE: 503,
-    code_pb2.DEADLINE_EXCEEDED: 504,
-}
+# What Envoy's transcoder makes of a gRPC code, and what answers beside it.
+HTTP_STATUS: dict[int, int] = {code.value[0]: status for code, status in http_errors.HTTP_STATUS.items()}
 # Refused by the edge itself with statuses of their own.
 _OWN_STATUS = {"METHOD_NOT_ALLOWED": 405, "REQUEST_TOO_LARGE": 413}
 

@@ -78,6 +78,14 @@ _IDENTITY = (
     ),
 )
 
+# Of calls with a cookie or a password that a page of another origin may have had sent; exchange.lua and session_cookie.lua.
+_ORIGIN = Refusal(
+    (403,),
+    code_pb2.PERMISSION_DENIED,
+    reasons.ERROR_REASON_ORIGIN_NOT_ALLOWED,
+    "Pages of this origin may not do this with a cookie or a password: send the access token in the Authorization header.",
+    condition="response.code_details.contains('lua')",
+)
 _NOT_GRPC = Refusal(
     (415,),
     code_pb2.INVALID_ARGUMENT,
@@ -162,7 +170,7 @@ _FAULT = Refusal(
     "The suite failed: tell us the request id.",
 )
 
-REFUSALS = (*_IDENTITY, *_REQUEST, _LATE_REQUEST, _LATE_ANSWER, _AWAY, _FAULT)
+REFUSALS = (_ORIGIN, *_IDENTITY, *_REQUEST, _LATE_REQUEST, _LATE_ANSWER, _AWAY, _FAULT)
 
 
 def errors_in_lua() -> str:

@@ -9,6 +9,8 @@ local GRPC_PATH = "^/[%w_.]+%.[%w_]+/[%w_]+%f[?%z]"
 local NAME = "^:?[%w_.-]+$"
 local BEYOND_VALUE = "[^\t -~]"
 
+local SCHEMES = { bearer = "Bearer", basic = "Basic" }
+
 local function refuse(handle, status)
   handle:respond({ [":status"] = status }, "")
 end
@@ -36,7 +38,8 @@ function envoy_on_request(handle)
     return handle:respond({ [":status"] = "415", ["x-envoy-not-grpc"] = "1" }, "")
   end
   local scheme, token = string.match(headers:get("authorization") or "", "^(%a+) (.*)$")
-  if scheme and scheme ~= "Bearer" and string.lower(scheme) == "bearer" then
-    headers:replace("authorization", "Bearer " .. token)
+  local spelling = scheme and SCHEMES[string.lower(scheme)]
+  if spelling and scheme ~= spelling then
+    headers:replace("authorization", spelling .. " " .. token)
   end
 end

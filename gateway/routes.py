@@ -11,9 +11,11 @@ from typing import Any
 
 from gateway import filters
 from gateway.contract import Binding, Rpc
+from gateway.identity import identity_rule, with_identity
+from gateway.limits import counted
 from gateway.refusals import plain_json
 from gateway.settings import EdgeSettings
-from gateway.web import GREATEST_PAGE_BYTES, PAGES
+from gateway.web import GREATEST_PAGE_BYTES, HTML, PAGE_POLICY, PAGES
 
 Config = dict[str, Any]
 NDJSON = "application/x-ndjson"
@@ -22,12 +24,16 @@ CORS_REQUEST_HEADERS = (
     "accept,authorization,content-type,grpc-timeout,idempotency-key,last-event-id,mcp-method,mcp-name,mcp-protocol-version,"
     "mcp-session-id,x-grpc-web,x-request-id,x-user-agent"
 )
-CORS_RESPONSE_HEADERS = "grpc-message,grpc-status,grpc-status-details-bin,retry-after,x-request-id"
+CORS_RESPONSE_HEADERS = (
+    "grpc-message,grpc-status,grpc-status-details-bin,ratelimit-limit,ratelimit-policy,ratelimit-remaining,ratelimit-reset,"
+    "retry-after,x-request-id"
+)
 CORS_MAX_AGE_SECONDS = 600
 PAGE_MAX_AGE_SECONDS = 300
 # What people type for a page.
 _SLASHED = ("/docs/", "/redoc/")
 MCP_PATH = "/mcp"
+HEALTH_PATHS = ("/health", "/api/v1/health")
 MCP_METHODS = ("DELETE", "GET", "POST")
 _READS: Config = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD"}}}
 
@@ -39,6 +45,7 @@ def route_configuration(settings: EdgeSettings, rpcs: Sequence[Rpc], directory: 
         *_grpc_routes(settings, rpcs),
         *_rest_routes(settings, rpcs, directory),
         *_mcp_routes(settings),
+        *_health_routes(settings),
         *_page_routes(directory, version),
         _refusal({"prefix": "/"}, 404),
     ]
@@ -96,8 +103,16 @@ def _grpc_routes(settings: EdgeSettings, rpcs: Iterable[Rpc]) -> Iterator[Config
     content = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
     for rpc in rpcs:
         match = {"path": rpc.grpc_path, "headers": [_has_method("POST"), content]}
-        per_filter = {"envoy.filters.http.jwt_authn": filters.identity_rule(is_public=rpc.is_public)}
-        yield _to_service(settings, rpc, match, per_filter)
+        yield _to_service(settings, rpc, match, _door(settings, rpc, is_rest=False))
+
+
+def _door(settings: EdgeSettings, rpc: Rpc, *, is_rest: bool) -> Config:
+    """Who may come through a route, by which credentials, and how often."""
+    return {
+        "envoy.filters.http.jwt_authn": identity_rule(is_public=rpc.is_public),
+        **counted(settings, rpc.limit_class, is_public=rpc.is_public),
+        **({} if rpc.is_public else with_identity(settings, is_rest=is_rest)),
+    }
 
 
 def _rest_routes(settings: EdgeSettings, rpcs: Iterable[Rpc], directory: Path) -> Iterator[Config]:
@@ -114,12 +129,10 @@ def _rest_routes(settings: EdgeSettings, rpcs: Iterable[Rpc], directory: Path) -
 def _face_routes(settings: EdgeSettings, rpc: Rpc, binding: Binding, directory: Path) -> Iterator[Config]:
     match = {**_path_match(binding), "headers": [_has_method(binding.method)]}
     per_filter = {
-        "envoy.filters.http.jwt_authn": filters.identity_rule(is_public=rpc.is_public),
+        **_door(settings, rpc, is_rest=True),
         "envoy.filters.http.header_mutation": filters.rest_headers(rpc.stream_form, is_personal=not rpc.is_public),
         "envoy.filters.http.buffer": filters.rest_body_limit(settings),
     }
-    if binding.method == "GET" and not rpc.is_public:
-        per_filter["session_cookie"] = filters.with_session_cookie()
     if rpc.stream_form == "records":
         yield _ndjson_route(settings, rpc, match, per_filter, directory)
         return
@@ -171,12 +184,24 @@ def _mcp_routes(settings: EdgeSettings) -> Iterator[Config]:
         },
         "typed_per_filter_config": {
             **filters.outside_the_contract(),
-            "envoy.filters.http.jwt_authn": filters.identity_rule(is_public=False),
+            "envoy.filters.http.jwt_authn": identity_rule(is_public=False),
+            **counted(settings, "general", is_public=False),
+            **with_identity(settings, is_rest=False),
             "envoy.filters.http.header_mutation": filters.rest_headers("events", is_personal=True),
             "envoy.filters.http.buffer": filters.rest_body_limit(settings),
         },
     }
     yield _refusal(match, 405, allow=MCP_METHODS)
+
+
+def _health_routes(settings: EdgeSettings) -> Iterator[Config]:
+    """For who shows an identity; the health_check filter has answered everybody else."""
+    for path in HEALTH_PATHS:
+        yield {
+            "match": {"path": path, "headers": [_READS]},
+            "direct_response": {"status": 503},
+            "typed_per_filter_config": filters.with_health_parts(settings),
+        }
 
 
 def _page_routes(directory: Path, version: str) -> Iterator[Config]:
@@ -194,12 +219,14 @@ def _page_routes(directory: Path, version: str) -> Iterator[Config]:
     yield _page("/api", {"inline_string": plain_json(name="parley", version=version)}, "application/json")
     for path, page in PAGES.items():
         yield _page(path, {"filename": str(directory / "web" / page.file)}, page.content_type)
-    for path in ("/", "/api", *PAGES, *_SLASHED, "/health", "/api/v1/health"):
+    for path in ("/", "/api", *PAGES, *_SLASHED, *HEALTH_PATHS):
         yield _refusal({"path": path}, 405, allow=["GET", "HEAD"])
 
 
 def _page(path: str, body: Config, content_type: str) -> Config:
-    headers = (("content-type", content_type), ("cache-control", f"public, max-age={PAGE_MAX_AGE_SECONDS}"))
+    headers = [("content-type", content_type), ("cache-control", f"public, max-age={PAGE_MAX_AGE_SECONDS}")]
+    if content_type == HTML:
+        headers.append(("content-security-policy", PAGE_POLICY))
     return {
         "match": {"path": path, "headers": [_READS]},
         "direct_response": {"status": 200, "body": body},

@@ -8,6 +8,7 @@ import math
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -81,9 +82,24 @@ class EdgeSettings(BaseSettings):
     memory_endpoints: Endpoints = (Address("127.0.0.1", 50071),)
     # Where the processes of chat serve MCP.
     mcp_endpoints: Endpoints = (Address("127.0.0.1", 9261),)
+    # Where the limiters count.
+    limiter_endpoints: Endpoints = (Address("127.0.0.1", 50091),)
+    # Whether calls are limited at all.
+    limits_enabled: bool = True
+    # How long a call waits for its verdict; then it goes on without.
+    limiter_timeout_seconds: float = Field(default=0.5, ge=0.01, le=10)
+    # Proxies of yours before the edge. What the last of so many says of the client's address (X-Forwarded-For) is believed.
+    edge_proxies: int = Field(default=0, ge=0, le=10)
+    # Whether a name and a password (HTTP Basic) are taken where a call needs an identity.
+    basic_auth_enabled: bool = True
+    # Whether cookies are.
+    cookie_auth_enabled: bool = True
+    # Whether tokens of other issuers are; auth knows which (EXTERNAL_ISSUERS_FILE).
+    external_tokens_enabled: bool = False
     # Origins of web pages that may call: exact, or `*`. None by default.
     cors_allowed_origins: Names = ()
-    # Cookies that may hold an access token, for GET only, where there is no Authorization header: a browser's EventSource.
+    # Cookies that may hold an access token, where there is no Authorization header. What changes something also needs an
+    # Origin: the edge's own, or one of CORS_ALLOWED_ORIGINS.
     session_cookies: Names = ("session_token", "better-auth.session_token")
     # Host headers that are answered, without port: exact, `*.example.com`, or `*`. Others get 421.
     allowed_hosts: Names = ("*",)
@@ -107,6 +123,13 @@ class EdgeSettings(BaseSettings):
     health_check_interval_seconds: float = Field(default=1.0, ge=0.05, le=60)
     # How old a copy of the signing keys may be. Auth publishes a key well before it signs with it.
     jwks_refresh_seconds: int = Field(default=60, ge=1, le=3600)
+    # TLS towards clients: PEM files, both or none. Read at the start.
+    edge_tls_certificate_file: Path | None = None
+    edge_tls_key_file: Path | None = None
+    # TLS towards the services, which ask for a certificate of the suite's authority: PEM files, all or none.
+    service_tls_ca_file: Path | None = None
+    service_tls_certificate_file: Path | None = None
+    service_tls_key_file: Path | None = None
     edge_access_log: Literal["off", "json"] = "off"
     # Worker threads of Envoy.
     edge_concurrency: int = Field(default_factory=lambda: min(os.cpu_count() or 1, 4), ge=1, le=256)
@@ -116,7 +139,9 @@ class EdgeSettings(BaseSettings):
     def _read_address(cls, value: object) -> object:
         return Address.parse(value) if isinstance(value, str) else value
 
-    @field_validator("auth_endpoints", "chat_endpoints", "memory_endpoints", "mcp_endpoints", mode="before")
+    @field_validator(
+        "auth_endpoints", "chat_endpoints", "memory_endpoints", "mcp_endpoints", "limiter_endpoints", mode="before"
+    )
     @classmethod
     def _read_endpoints(cls, value: object) -> object:
         return _addresses(value)
@@ -161,6 +186,18 @@ class EdgeSettings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_certificates(self) -> "EdgeSettings":
+        for prefix, kinds in (("edge", ("certificate", "key")), ("service", ("ca", "certificate", "key"))):
+            names = [f"{prefix}_tls_{kind}_file" for kind in kinds]
+            paths = [path for name in names if (path := getattr(self, name)) is not None]
+            if paths and len(paths) < len(names):
+                raise ValueError(f"{', '.join(names).upper()} go together: name all or none")
+            for path in paths:
+                if not path.is_file():
+                    raise ValueError(f"{path}, of {names[0].upper()} and its like, is no file")
+        return self
+
+    @model_validator(mode="after")
     def _outlasts_chat(self) -> "EdgeSettings":
         deadline, heartbeat = self.generation_deadline_seconds, self.heartbeat_seconds
         if self.request_timeout_seconds <= deadline:
@@ -176,6 +213,11 @@ class EdgeSettings(BaseSettings):
                 f" set it to {math.ceil(least)} or more, or lower HEARTBEAT_SECONDS"
             )
         return self
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether clients speak TLS to the edge."""
+        return self.edge_tls_certificate_file is not None
 
     def endpoints(self) -> dict[str, tuple[Address, ...]]:
         """Name of each service, as in its proto package, with where it listens."""

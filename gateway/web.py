@@ -24,11 +24,11 @@ class Page:
 
 
 _SCRIPT = "text/javascript; charset=utf-8"
-_HTML = "text/html; charset=utf-8"
+HTML = "text/html; charset=utf-8"
 PAGES = {
     "/openapi.json": Page("openapi.json", "application/json"),
-    "/docs": Page("docs.html", _HTML),
-    "/redoc": Page("redoc.html", _HTML),
+    "/docs": Page("docs.html", HTML),
+    "/redoc": Page("redoc.html", HTML),
     "/assets/docs.js": Page("docs.js", _SCRIPT),
     "/assets/swagger-ui-bundle.js": Page("swagger-ui-bundle.js", _SCRIPT),
     "/assets/swagger-ui.css": Page("swagger-ui.css", "text/css; charset=utf-8"),
@@ -40,6 +40,8 @@ _POLICY = (
     "default-src 'none'; connect-src 'self'; img-src 'self' data:; font-src 'self' data:; "
     "style-src 'self' 'unsafe-inline'; script-src 'self'; worker-src blob:; child-src blob:; base-uri 'none'"
 )
+# In a header; a page cannot say of itself who may frame it.
+PAGE_POLICY = f"{_POLICY}; frame-ancestors 'none'; form-action 'self'"
 _HEAD = """<!doctype html>
 <html lang="en">
 <head>

@@ -24,6 +24,10 @@ function envoy_on_response(handle)
     end
     return replace(handle, ERRORS.not_grpc)
   end
+  if status == "429" and headers:get("grpc-status") then
+    -- gRPC-Web makes its code of the HTTP status, and knows no other for this one than "unavailable".
+    headers:replace("grpc-status", "8")
+  end
   if status < "400" or headers:get("content-type") ~= "application/json" then
     return
   end

@@ -19,11 +19,12 @@ CLASSES = {
     "chat": ("services.chat.settings", "ChatSettings"),
     "memory": ("services.memory.settings", "MemorySettings"),
     "edge": ("gateway.settings", "EdgeSettings"),
+    "limiter": ("gateway.limiter.settings", "LimiterSettings"),
     "simulator": ("simulator.settings", "Settings"),
 }
 # Stand-ins for what the suite decides later; problems with them are nobody's setting.
 STAND_INS = {
-    **dict.fromkeys(MANAGED, "127.0.0.1:1"),
+    **dict.fromkeys((name for name in MANAGED if not name.startswith("SERVICE_TLS_")), "127.0.0.1:1"),
     "DATABASE_URL": "postgresql://x@/x",
     "MIGRATION_DATABASE_URL": "postgresql://x@/x",
     "OPENAI_API_KEY": "x",
@@ -32,6 +33,7 @@ STAND_INS = {
     "SIMULATOR_HOST": "127.0.0.1",
     "SIMULATOR_PORT": "1",
     "EDGE_ADMIN_ADDRESS": "127.0.0.1:2",
+    "EXTERNAL_TOKENS_ENABLED": "false",
 }
 
 

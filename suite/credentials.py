@@ -1,6 +1,6 @@
 """Secrets made once and kept in the data folder: workload credentials of the services, passwords of their databases.
 
-Also the key under which chat keeps the secrets of users.
+Also the keys under which chat keeps the secrets of users, and auth its signing keys.
 
 Files are readable by this user alone. A service is given its own credential only; auth is given digests, never a credential.
 """
@@ -52,7 +52,7 @@ class Credentials:
         return Passwords(owner=owner, service=plain)
 
     def sealing_key(self, service: str) -> str:
-        """The key under which the service keeps secrets of users; what is sealed is lost with it."""
+        """The key under which the service keeps secrets at rest; what is sealed is lost with it."""
         return self._secret(self._folder / f"{service}.sealing-key", make=_sealing_key)
 
     def _secret(self, path: Path, *, make: Callable[[], str] = _credential) -> str:

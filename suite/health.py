@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 import http.client
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -16,20 +19,46 @@ OK = 200
 CHANNEL_OPTIONS = (("grpc.enable_retries", 0), ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.enable_http_proxy", 0))
 
 
-def grpc_readiness(host: str, port: int) -> Callable[[], Awaitable[bool]]:
-    """Whether the process at this address serves, by grpc.health.v1."""
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """A folder of `make certs`, with which the suite asks its own parts."""
+
+    folder: Path
+
+    def of(self, name: str) -> dict[str, str]:
+        """What a part is told of its certificate."""
+        files = {"CA": "ca.pem", "CERTIFICATE": f"{name}.pem", "KEY": f"{name}.key"}
+        return {f"SERVICE_TLS_{kind}_FILE": str(self.folder / file) for kind, file in files.items()}
+
+    def channel(self, target: str, service: str) -> grpc.aio.Channel:
+        """A channel to a service, as the edge would have it."""
+        ca, certificate, key = (Path(path).read_bytes() for path in self.of("edge").values())
+        credentials = grpc.ssl_channel_credentials(ca, key, certificate)
+        options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", f"{service}.parley"))
+        return grpc.aio.secure_channel(target, credentials, options=options)
+
+
+def grpc_readiness(host: str, port: int, service: str, certificates: Certificates | None) -> Callable[[], Awaitable[bool]]:
+    """Whether the process of a service at this address serves, by grpc.health.v1."""
 
     async def is_ready() -> bool:
-        return await _listens(host, port) and await _serves(f"{host}:{port}")
+        if not await _listens(host, port):
+            return False
+        target = f"{host}:{port}"
+        if certificates is None:
+            return await _serves(grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS))
+        return await _serves(certificates.channel(target, service))
 
     return is_ready
 
 
-def http_readiness(host: str, port: int, path: str, *, is_any_answer_good: bool = False) -> Callable[[], Awaitable[bool]]:
+def http_readiness(
+    host: str, port: int, path: str, *, is_any_answer_good: bool = False, has_tls: bool = False
+) -> Callable[[], Awaitable[bool]]:
     """Whether GET `path` answers 200, or answers at all."""
 
     async def is_ready() -> bool:
-        status, _ = await ask(host, port, path)
+        status, _ = await ask(host, port, path, has_tls=has_tls)
         return status == OK or (is_any_answer_good and status != 0)
 
     return is_ready
@@ -56,8 +85,8 @@ async def _closing(host: str, port: int) -> AsyncIterator[bool]:
             await writer.wait_closed()
 
 
-async def _serves(target: str) -> bool:
-    async with grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
+async def _serves(opened: grpc.aio.Channel) -> bool:
+    async with opened as channel:
         check = channel.unary_unary(
             "/grpc.health.v1.Health/Check",
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
@@ -70,13 +99,22 @@ async def _serves(target: str) -> bool:
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-async def ask(host: str, port: int, path: str, *, method: str = "GET") -> tuple[int, str]:
+async def ask(host: str, port: int, path: str, *, method: str = "GET", has_tls: bool = False) -> tuple[int, str]:
     """Status and text of an HTTP answer; status 0 when there was none."""
-    return await asyncio.to_thread(_ask, host, port, path, method)
+    return await asyncio.to_thread(_ask, _connection(host, port, has_tls=has_tls), path, method)
 
 
-def _ask(host: str, port: int, path: str, method: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)
+def _connection(host: str, port: int, *, has_tls: bool) -> http.client.HTTPConnection:
+    if not has_tls:
+        return http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)
+    # Only whether our own child answers, on this machine, is asked: by whom its certificate was signed does not matter.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return http.client.HTTPSConnection(host, port, timeout=ANSWER_SECONDS, context=context)
+
+
+def _ask(connection: http.client.HTTPConnection, path: str, method: str) -> tuple[int, str]:
     try:
         connection.request(method, path)
         answer = connection.getresponse()

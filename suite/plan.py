@@ -16,7 +16,7 @@ from suite.credentials import Credentials
 from suite.databases import ServiceDatabase
 from suite.errors import SuiteError
 from suite.folder import DataFolder
-from suite.health import envoy_drain, grpc_readiness, http_readiness
+from suite.health import Certificates, envoy_drain, grpc_readiness, http_readiness
 from suite.leftovers import MARK
 from suite.output import Log, Terminal
 from suite.parts import ProgramPart
@@ -30,6 +30,7 @@ DRAIN_SECONDS, DRAIN_WAIT_SECONDS = 10.0, 0.5  # the services' own defaults
 AFTER_DRAIN_SECONDS = 5.0
 CONNECTIONS_BESIDES = 40  # migrations, preparing, a person with psql
 POOLED_CONNECTIONS, JOB_CONNECTIONS = 16, 5  # the default pool; the job queue keeps 3 and a listener
+OFF = ("false", "0", "no", "off", "f", "n")  # as pydantic reads them
 EDGE_STOP = (Rung(signal.SIGTERM, 3.0),)
 WILDCARDS = {"0.0.0.0": LOCAL, "::": "::1"}  # noqa: S104  # compared with, never bound
 
@@ -68,7 +69,7 @@ class Plan:
             name,
             program=self._python("-m", f"services.{service}", environment=environment),
             log=self.log(name),
-            is_ready=grpc_readiness(LOCAL, places.port + index),
+            is_ready=grpc_readiness(LOCAL, places.port + index, service, self.certificates),
             ladder=(Rung(signal.SIGTERM, self.drain_seconds + AFTER_DRAIN_SECONDS),),
         )
 
@@ -88,15 +89,64 @@ class Plan:
             ladder=(Rung(signal.SIGTERM, 3.0),),
         )
 
+    def limiter_part(self, *, redis_url: str) -> ProgramPart:
+        """What counts calls for the edge."""
+        port = self.settings.parley_limiter_port
+        environment = {
+            "LOG_FORMAT": "text" if self.terminal.is_interactive else "json",
+            **passed_on("limiter", self.environment),
+            "LISTEN_ADDRESS": f"{LOCAL}:{port}",
+            "METRICS_ADDRESS": f"{LOCAL}:{self.settings.parley_limiter_metrics_port}",
+            **self._tls("limiter"),
+            "REDIS_URL": redis_url,
+        }
+        return ProgramPart(
+            "limiter",
+            program=self._python("-m", "gateway.limiter", environment=environment),
+            log=self.log("limiter"),
+            is_ready=grpc_readiness(LOCAL, port, "limiter", self.certificates),
+            ladder=(Rung(signal.SIGTERM, 5.0),),
+        )
+
+    @property
+    def certificates(self) -> Certificates | None:
+        """Those that the parts show each other, where PARLEY_CERTIFICATES names a folder of them."""
+        folder = self.settings.parley_certificates
+        return None if folder is None else Certificates(folder.expanduser().absolute())
+
+    @property
+    def has_edge_tls(self) -> bool:
+        """Whether clients speak TLS to the edge."""
+        return self.certificates is not None or "EDGE_TLS_CERTIFICATE_FILE" in self.environment
+
+    def _tls(self, name: str) -> dict[str, str]:
+        return {} if self.certificates is None else self.certificates.of(name)
+
+    def _edge_tls(self) -> dict[str, str]:
+        if self.certificates is None:
+            return {}
+        files = {"CERTIFICATE": "public.pem", "KEY": "public.key"}
+        return {f"EDGE_TLS_{kind}_FILE": str(self.certificates.folder / file) for kind, file in files.items()}
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether calls are counted at all."""
+        return self.environment.get("LIMITS_ENABLED", "true").strip().lower() not in OFF
+
     def edge_configuration(self) -> Program:
         """Writes what Envoy runs from into the edge's folder."""
         settings = self.settings
         environment = {
+            **self._edge_tls(),
             **passed_on("edge", self.environment),
+            **self._tls("edge"),
             "EDGE_ADDRESS": _address(settings.parley_host, settings.parley_edge_port),
             "EDGE_ADMIN_ADDRESS": _address(LOCAL, settings.parley_edge_admin_port),
             **{f"{name.upper()}_ENDPOINTS": settings.service(name).endpoints for name in SERVICES},
             "MCP_ENDPOINTS": settings.mcp_endpoints,
+            "LIMITER_ENDPOINTS": _address(LOCAL, settings.parley_limiter_port),
+            # Auth knows the issuers; the edge only has to ask.
+            "EXTERNAL_TOKENS_ENABLED": str("EXTERNAL_ISSUERS_FILE" in self.environment).lower(),
         }
         return self._python("-m", "gateway", "--output", str(self.folder.edge), environment=environment)
 
@@ -107,7 +157,7 @@ class Plan:
             "edge",
             program=Program(command=self._envoy(), environment=self._marked({})),
             log=self.log("edge"),
-            is_ready=http_readiness(self.edge_host, self.settings.parley_edge_port, "/health"),
+            is_ready=http_readiness(self.edge_host, self.settings.parley_edge_port, "/health", has_tls=self.has_edge_tls),
             ladder=EDGE_STOP,
             before_stop=envoy_drain(admin_port, host=LOCAL, seconds=self.drain_seconds),
         )
@@ -126,7 +176,8 @@ class Plan:
     @property
     def edge_url(self) -> str:
         """The edge's base URL."""
-        return f"http://{_address(self.edge_host, self.settings.parley_edge_port)}"
+        scheme = "https" if self.has_edge_tls else "http"
+        return f"{scheme}://{_address(self.edge_host, self.settings.parley_edge_port)}"
 
     def _service_environment(
         self, places: ServicePlaces, index: int, database: ServiceDatabase, redis_url: str
@@ -138,9 +189,14 @@ class Plan:
             "LISTEN_ADDRESS": f"{LOCAL}:{places.port + index}",
             "METRICS_ADDRESS": f"{LOCAL}:{places.metrics_port + index}",
             "DATABASE_URL": database.url,
+            **self._tls(places.name),
         }
         if places.name == "auth":
-            return {**environment, "WORKLOAD_DIGESTS_FILE": str(credentials.digests_file(WORKLOADS))}
+            environment["WORKLOAD_DIGESTS_FILE"] = str(credentials.digests_file(WORKLOADS))
+            environment["CHAT_TARGET"] = self.settings.service("chat").target
+            environment["MEMORY_TARGET"] = self.settings.service("memory").target
+            environment.setdefault("SEALING_KEY", credentials.sealing_key("auth"))
+            return environment
         environment["AUTH_TARGET"] = self.settings.service("auth").target
         environment["WORKLOAD_CREDENTIAL_FILE"] = str(credentials.workload_file(places.name))
         environment["REDIS_URL"] = redis_url

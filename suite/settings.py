@@ -97,6 +97,7 @@ class SuiteSettings(BaseSettings):
 
     parley_data: Path = Path(".parley")
     parley_host: Host = LOCAL
+    parley_certificates: Path | None = None
     parley_edge_port: Port = 8080
     parley_edge_admin_port: Port = 9901
     parley_auth_port: Port = 50051
@@ -109,6 +110,8 @@ class SuiteSettings(BaseSettings):
     parley_memory_port: Port = 50071
     parley_memory_metrics_port: Port = 9171
     parley_memory_processes: Processes = 1
+    parley_limiter_port: Port = 50091
+    parley_limiter_metrics_port: Port = 9191
     parley_simulator_port: Port = 8099
     database_url: PostgresUrl | None = None
     auth_database_url: PostgresUrl | None = None
@@ -162,8 +165,12 @@ class SuiteSettings(BaseSettings):
         edge = PortClaim(self.parley_host, self.parley_edge_port, "PARLEY_EDGE_PORT")
         admin = PortClaim(LOCAL, self.parley_edge_admin_port, "PARLEY_EDGE_ADMIN_PORT")
         simulator = [PortClaim(LOCAL, self.parley_simulator_port, "PARLEY_SIMULATOR_PORT")] if self.is_simulated else []
+        limiter = [
+            PortClaim(LOCAL, self.parley_limiter_port, "PARLEY_LIMITER_PORT"),
+            PortClaim(LOCAL, self.parley_limiter_metrics_port, "PARLEY_LIMITER_METRICS_PORT"),
+        ]
         services = [claim for name in SERVICES for claim in self.service(name).claims()]
-        return [edge, admin, *simulator, *services, *self._mcp_claims()]
+        return [edge, admin, *limiter, *simulator, *services, *self._mcp_claims()]
 
 
 def read_environment(env_file: Path = ENV_FILE) -> dict[str, str]:

@@ -24,6 +24,7 @@ CONFIGURATION_SECONDS = 60.0
 # Levels, stopped in reverse. Chat drains together with the edge: the ends that it tells its readers still have to get out.
 SERVERS, SIMULATOR, AUTH, MEMORY, CHAT = range(5)
 EDGE = CHAT
+LIMITER = AUTH
 _SILENT_REDIS = (
     "the Redis of REDIS_URL does not answer ({fault}). The suite starts all the same: until it does, streams cannot be"
     " resumed while they run and memory reads from Postgres only"
@@ -53,6 +54,10 @@ class StartUp:
         async with asyncio.TaskGroup() as beside:
             beside.create_task(self._start_service("auth"))
             beside.create_task(self._write_edge_configuration())
+            if self._plan.is_limited:
+                beside.create_task(
+                    self._supervisor.bring_up(self._plan.limiter_part(redis_url=self._redis_url), level=LIMITER)
+                )
             if self._plan.settings.is_simulated:
                 beside.create_task(self._supervisor.bring_up(self._plan.simulator_part(), level=SIMULATOR))
         async with asyncio.TaskGroup() as services:

@@ -11,9 +11,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PORTS = (
-    *("EDGE", "EDGE_ADMIN", "SIMULATOR"),
+    *("EDGE", "EDGE_ADMIN", "SIMULATOR", "LIMITER", "LIMITER_METRICS"),
     *("AUTH", "CHAT", "MEMORY", "AUTH_METRICS", "CHAT_METRICS", "MEMORY_METRICS", "CHAT_MCP"),
 )
+
+
+# One address is everybody here, and users are in a hurry. The limiter is asked all the same.
+UNLIMITED = {f"LIMIT_{name}": "off" for name in ("GENERAL", "MODEL", "SIGN_IN", "REGISTRATION", "PUBLIC")}
 
 
 def free_ports(count: int) -> list[int]:
@@ -40,7 +44,7 @@ def suite_environment(data: Path, **more: str) -> dict[str, str]:
     """An environment in which the suite disturbs nobody: ports of its own, no settings of this machine's."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     ports = {f"PARLEY_{name}_PORT": str(port) for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)}
-    return {**kept, **ports, "PARLEY_DATA": str(data), "PYTHONPATH": str(ROOT), **more}
+    return {**kept, **ports, "PARLEY_DATA": str(data), "PYTHONPATH": str(ROOT), **UNLIMITED, **more}
 
 
 async def start_command(environment: Mapping[str, str], folder: Path, *arguments: str) -> Process:

@@ -96,6 +96,36 @@ def test_every_rpc_has_an_access_rule() -> None:
     assert [method.full_name for method in METHODS if _access(method) == options_pb2.ACCESS_UNSPECIFIED] == []
 
 
+def _limit(method: MethodDescriptor) -> int:
+    return method.GetOptions().Extensions[options_pb2.limit]
+
+
+def test_every_rpc_has_a_limit_that_fits_who_calls() -> None:
+    """Strangers are counted by address, and have to be by a class that somebody chose; users by user."""
+    by_address = {options_pb2.LIMIT_SIGN_IN, options_pb2.LIMIT_REGISTRATION, options_pb2.LIMIT_PUBLIC}
+    public = {options_pb2.ACCESS_PUBLIC}
+    for method in METHODS:
+        limit, access = _limit(method), _access(method)
+        if access in INTERNAL:
+            assert limit == options_pb2.LIMIT_UNSPECIFIED, f"{method.full_name} does not come through the edge"
+        elif limit != options_pb2.LIMIT_NONE:
+            assert (limit in by_address) == (access in public), method.full_name
+
+
+# What asks a model before it answers. A new one belongs here, and in the class that costs.
+COSTLY = {"CreateCompletion", "StreamCompletion", "ProcessUtterance", "EditMessage", "RegenerateReply", "DecideReply"}
+# What tries a secret.
+GUESSABLE = {"Login", "SetPassword"}
+
+
+def test_what_costs_tokens_and_what_tries_secrets_is_limited_as_such() -> None:
+    named = {method.name: _limit(method) for method in METHODS}
+    assert {name for name, limit in named.items() if limit == options_pb2.LIMIT_MODEL} == COSTLY & set(named)
+    assert {name for name, limit in named.items() if limit == options_pb2.LIMIT_SIGN_IN} == GUESSABLE & set(named)
+    unlimited = {method.full_name for method in METHODS if _limit(method) == options_pb2.LIMIT_NONE}
+    assert unlimited == {"parley.auth.v1.AuthService.GetJwks"}
+
+
 def test_internal_rpcs_have_no_http_rule_and_all_others_do() -> None:
     wrong = [method.full_name for method in METHODS if bool(_bindings(method)) == (_access(method) in INTERNAL)]
     assert wrong == []
@@ -120,7 +150,8 @@ def test_variables_of_http_paths_are_fields_that_cannot_be_missing_or_somebody_e
             for name in names:
                 rules = field_rules(method.input_type.fields_by_name[name])
                 assert rules.required or rules.caller_id, f"{path}: {name}"
-                assert name != "user_id" or rules.caller_id, f"{path}: user_id must be the caller's own"
+                is_admins = method.GetOptions().Extensions[options_pb2.access] == options_pb2.ACCESS_ADMIN
+                assert name != "user_id" or rules.caller_id or is_admins, f"{path}: user_id must be the caller's own"
 
 
 def test_a_callers_id_stands_only_where_it_is_checked() -> None:

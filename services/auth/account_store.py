@@ -5,18 +5,25 @@ row, then session rows; what ends several sessions at once holds the user's row.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from sqlalchemy import and_, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from parley.type.v1 import error_reason_pb2 as reasons
-from services.auth.records import Account, Credentials, NewSession, StartedSession
+from services.auth.records import Account, Credentials, NewSession, Origin, StartedSession
+from services.auth.refusals import email_taken, taken, username_taken
 from services.auth.schema import sessions, users
-from services.auth.statements import ACCOUNT, OPEN, bound_ending, end_sessions, start_session, to_account
-from services.runtime.database import Database, violated_constraint
-from services.runtime.errors import AlreadyExists
+from services.auth.statements import (
+    ACCOUNT,
+    OPEN,
+    beyond,
+    bound_ending,
+    end_sessions,
+    lock_unchanged,
+    note_event,
+    start_session,
+    to_account,
+)
+from services.runtime.database import Database
 
 
 class AccountStore:
@@ -25,7 +32,9 @@ class AccountStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def register(self, *, username: str, email: str, password_hash: str, session: NewSession) -> StartedSession:
+    async def register(
+        self, *, username: str, email: str, password_hash: str, session: NewSession, origin: Origin
+    ) -> StartedSession:
         """Creates an account with its first session.
 
         Raises AlreadyExists (USERNAME_TAKEN, EMAIL_TAKEN) where another account has the name in any case.
@@ -35,8 +44,10 @@ class AccountStore:
             try:
                 row = (await connection.execute(insert(users).values(values).returning(*ACCOUNT))).one()
             except IntegrityError as error:
-                raise _taken(error, username, email) from None
-            return await start_session(connection, to_account(row), session)
+                raise taken(error, username=username, email=email) from None
+            account = to_account(row)
+            await note_event(connection, "registered", user_id=account.id, origin=origin)
+            return await start_session(connection, account, session)
 
     async def require_free(self, *, username: str, email: str) -> None:
         """Raises like `register` while another account has one of the names. `register` may still raise."""
@@ -47,9 +58,9 @@ class AccountStore:
         async with self._database.service_transaction() as connection:
             row = (await connection.execute(query)).one()
         if row.username:
-            raise _username_taken(username)
+            raise username_taken(username)
         if row.email:
-            raise _email_taken(email)
+            raise email_taken(email)
 
     async def find_credentials(self, name: str) -> Credentials | None:
         """The account of a username or email address in any case, with its password hash."""
@@ -61,20 +72,21 @@ class AccountStore:
         return None if row is None else Credentials(to_account(row), row.password_hash)
 
     async def sign_in(
-        self, account: Account, *, session: NewSession, better_hash: str | None, most_sessions: int
+        self, account: Account, *, session: NewSession, better_hash: str | None, most_sessions: int, origin: Origin
     ) -> StartedSession | None:
         """Starts a session, stores `better_hash` of the same password, and ends the least used beyond `most_sessions`.
 
         None when the account was deactivated or got another password since its credentials were read.
         """
         async with self._database.service_transaction() as connection:
-            current = await _lock_unchanged(connection, account)
+            current = await lock_unchanged(connection, account)
             if current is None:
                 return None
             if better_hash is not None:
                 await connection.execute(update(users).where(users.c.id == account.id).values(password_hash=better_hash))
             await bound_ending(connection)
-            ended = await end_sessions(connection, "too_many", sessions.c.id.in_(_beyond(account.id, most_sessions - 1)))
+            ended = await end_sessions(connection, "too_many", sessions.c.id.in_(beyond(account.id, most_sessions - 1)))
+            await note_event(connection, "signed_in", user_id=account.id, origin=origin)
             return await start_session(connection, current, session, ended_ids=tuple(ended))
 
     async def account_of_session(self, user_id: str, session_id: str) -> Credentials | None:
@@ -94,7 +106,9 @@ class AccountStore:
             row = (await connection.execute(select(*ACCOUNT).where(users.c.id == user_id))).one_or_none()
         return None if row is None else to_account(row)
 
-    async def change_password(self, account: Account, *, password_hash: str, session_id: str) -> Sequence[str] | None:
+    async def change_password(
+        self, account: Account, *, password_hash: str, session_id: str, origin: Origin
+    ) -> Sequence[str] | None:
         """Sets a new password and ends every other session; returns the ids of those.
 
         None when the password was changed, or the account deactivated, since `account` was read.
@@ -104,55 +118,11 @@ class AccountStore:
             "credential_version": users.c.credential_version + 1,
             "update_time": func.now(),
         }
-        async with self._database.transaction(user_id=account.id) as connection:
+        async with self._database.service_transaction() as connection:
             await bound_ending(connection)
-            if await _lock_unchanged(connection, account) is None:
+            if await lock_unchanged(connection, account) is None:
                 return None
+            await note_event(connection, "password_changed", user_id=account.id, origin=origin)
             await connection.execute(update(users).where(users.c.id == account.id).values(values))
             others = and_(sessions.c.user_id == account.id, sessions.c.id != session_id)
             return await end_sessions(connection, "password_changed", others)
-
-
-def _taken(error: IntegrityError, username: str, email: str) -> Exception:
-    constraint = violated_constraint(error)
-    if constraint == "users_username_key":
-        return _username_taken(username)
-    if constraint == "users_email_key":
-        return _email_taken(email)
-    return error
-
-
-def _username_taken(username: str) -> AlreadyExists:
-    return AlreadyExists(
-        f"The username {username} is taken: choose another.",
-        reasons.ERROR_REASON_USERNAME_TAKEN,
-        metadata={"username": username},
-    )
-
-
-def _email_taken(email: str) -> AlreadyExists:
-    return AlreadyExists(
-        f"There is an account with the email address {email}: sign in instead.",
-        reasons.ERROR_REASON_EMAIL_TAKEN,
-        metadata={"email": email},
-    )
-
-
-async def _lock_unchanged(connection: AsyncConnection, account: Account) -> Account | None:
-    """The account's row, locked, if its password is still the one that was checked and it may still sign in."""
-    query = select(*ACCOUNT).where(
-        users.c.id == account.id, users.c.credential_version == account.credential_version, users.c.is_active
-    )
-    row = (await connection.execute(query.with_for_update(key_share=True))).one_or_none()
-    return None if row is None else to_account(row)
-
-
-def _beyond(user_id: str, kept: int) -> Any:
-    """The open sessions of a user but the `kept` that were used last."""
-    return (
-        select(sessions.c.id)
-        .where(sessions.c.user_id == user_id, OPEN)
-        .order_by(sessions.c.last_used_time.desc(), sessions.c.id.desc())
-        .offset(kept)
-        .scalar_subquery()
-    )

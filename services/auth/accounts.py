@@ -7,10 +7,14 @@ import structlog
 
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.auth.account_store import AccountStore
-from services.auth.passwords import Passwords
-from services.auth.records import Account, Credentials, StartedSession
+from services.auth.password_store import PasswordStore
+from services.auth.passwords import Checked, Passwords
+from services.auth.records import Account, Credentials, Origin
+from services.auth.refusals import user_not_found
 from services.auth.sessions import Sessions, Tokens
-from services.runtime.errors import NotFound, PermissionDenied, Unauthenticated
+from services.auth.sign_in_delays import SignInDelays
+from services.auth.tokens import refresh_digest
+from services.runtime.errors import PermissionDenied, Unauthenticated
 
 log = structlog.get_logger(__name__)
 
@@ -18,49 +22,73 @@ log = structlog.get_logger(__name__)
 class Accounts:
     """Everybody's account."""
 
-    def __init__(self, store: AccountStore, passwords: Passwords, sessions: Sessions) -> None:
+    def __init__(
+        self, store: AccountStore, resets: PasswordStore, passwords: Passwords, sessions: Sessions, delays: SignInDelays
+    ) -> None:
         self._store = store
+        self._resets = resets
         self._passwords = passwords
         self._sessions = sessions
+        self._delays = delays
 
-    async def register(self, *, username: str, email: str, password: str, user_agent: str) -> tuple[Account, Tokens]:
+    async def register(
+        self, *, username: str, email: str, password: str, user_agent: str, origin: Origin
+    ) -> tuple[Account, Tokens]:
         """Creates an account and signs it in. Raises AlreadyExists (USERNAME_TAKEN, EMAIL_TAKEN)."""
         # A name that is taken by the time its turn comes costs no hash. The store has the last word.
         password_hash = await self._passwords.hash(
             password, first=lambda: self._store.require_free(username=username, email=email)
         )
         session, refresh_token = self._sessions.prepare(user_agent)
-        started = await self._store.register(username=username, email=email, password_hash=password_hash, session=session)
+        started = await self._store.register(
+            username=username, email=email, password_hash=password_hash, session=session, origin=origin
+        )
         log.info("auth.registered", user_id=started.account.id, session_id=started.session_id)
         return started.account, self._sessions.tokens(started, refresh_token)
 
-    async def sign_in(self, *, name: str, password: str, user_agent: str) -> tuple[Account, Tokens]:
+    async def sign_in(self, *, name: str, password: str, user_agent: str, origin: Origin) -> tuple[Account, Tokens]:
         """Starts a session for a username or email address and its password.
 
-        Raises Unauthenticated (CREDENTIALS_WRONG), and PermissionDenied (USER_INACTIVE) once the password was right.
+        Raises Unauthenticated (CREDENTIALS_WRONG), ResourceExhausted (SIGN_IN_DELAYED) before the password was looked at,
+        and PermissionDenied (USER_INACTIVE) once it was right.
         """
-        credentials = await self._store.find_credentials(name)
-        if credentials is None:
-            await self._passwords.check_nobody(password)
-            raise _refused("unknown_user")
-        checked = await self._passwords.check(password, credentials.password_hash)
-        if not checked.is_right:
-            raise _refused("wrong_password", credentials.account.id)
-        _require_active(credentials.account)
+        credentials, checked = await self.check_password(name=name, password=password, origin=origin)
         session, refresh_token = self._sessions.prepare(user_agent)
         started = await self._store.sign_in(
             credentials.account,
             session=session,
             better_hash=checked.better_hash,
             most_sessions=self._sessions.limits.most_open,
+            origin=origin,
         )
         if started is None:
             raise _refused("changed_meanwhile", credentials.account.id)
-        return self._signed_in(started, refresh_token)
-
-    def _signed_in(self, started: StartedSession, refresh_token: str) -> tuple[Account, Tokens]:
         log.info("auth.signed_in", user_id=started.account.id, session_id=started.session_id)
         return started.account, self._sessions.tokens(started, refresh_token)
+
+    async def check_password(self, *, name: str, password: str, origin: Origin) -> tuple[Credentials, Checked]:
+        """The account of a username or email address whose password this is. It does the same for every name.
+
+        Raises Unauthenticated (CREDENTIALS_WRONG), ResourceExhausted (SIGN_IN_DELAYED) before the password was looked at,
+        and PermissionDenied (USER_INACTIVE) once it was right.
+        """
+        attempt = self._delays.attempt(name, origin)
+        credentials = await self._store.find_credentials(name)
+
+        async def first() -> None:
+            await self._delays.check(attempt)
+
+        if credentials is None:
+            await self._passwords.check_nobody(password, first=first)
+            await self._delays.failed(attempt, "unknown_user", None)
+            raise _refused("unknown_user")
+        checked = await self._passwords.check(password, credentials.password_hash, first=first)
+        if not checked.is_right:
+            await self._delays.failed(attempt, "wrong_password", credentials.account.id)
+            raise _refused("wrong_password", credentials.account.id)
+        await self._delays.succeeded(attempt)
+        require_active(credentials.account)
+        return credentials, checked
 
     async def own_account(self, user_id: str, session_id: str) -> Account:
         """The account of an open session, by the database and not by what is remembered.
@@ -69,44 +97,69 @@ class Accounts:
         """
         return (await self._own_credentials(user_id, session_id)).account
 
-    async def change_password(self, user_id: str, session_id: str, *, current_password: str, new_password: str) -> int:
+    async def change_password(
+        self, user_id: str, session_id: str, *, current_password: str, new_password: str, origin: Origin
+    ) -> int:
         """Sets a new password and ends every session but this; returns how many ended.
 
         Raises Unauthenticated (SESSION_ENDED, or CREDENTIALS_WRONG where the current password is not right, or not any
-        more: of two changes at once one wins).
+        more: of two changes at once one wins), and ResourceExhausted (SIGN_IN_DELAYED): a session is no oracle.
         """
         credentials = await self._own_credentials(user_id, session_id)
-        checked = await self._passwords.check(current_password, credentials.password_hash)
+        attempt = self._delays.attempt(user_id, origin)
+        checked = await self._passwords.check(
+            current_password, credentials.password_hash, first=lambda: self._delays.check(attempt)
+        )
         if not checked.is_right:
+            await self._delays.failed(attempt, "wrong_password", user_id)
             raise _refused("wrong_password", user_id)
         password_hash = await self._passwords.hash(new_password)
-        ended = await self._store.change_password(credentials.account, password_hash=password_hash, session_id=session_id)
+        ended = await self._store.change_password(
+            credentials.account, password_hash=password_hash, session_id=session_id, origin=origin
+        )
         if ended is None:
             raise _refused("changed_meanwhile", user_id)
-        return self._sessions.note_ended(user_id, ended)
+        return self._sessions.note_ended("auth.password_changed", user_id, ended)
 
-    async def require_active(self, user_id: str) -> str:
-        """The id of an account that may be acted for, as the database spells it.
+    async def set_password(self, token: str, *, new_password: str, origin: Origin) -> None:
+        """Sets a password by a one-time token, and ends every session.
+
+        Raises Unauthenticated (PASSWORD_TOKEN_INVALID) and PermissionDenied (USER_INACTIVE).
+        """
+        digest = refresh_digest(token)
+        account = await self._resets.find_account(digest)
+        if account is None:
+            raise _token_invalid()
+        require_active(account)
+        password_hash = await self._passwords.hash(new_password)
+        done = await self._resets.set_password(digest, password_hash=password_hash, origin=origin)
+        if done is None:
+            raise _token_invalid()
+        user_id, ended = done
+        self._sessions.note_ended("auth.password_set", user_id, ended)
+        await self._delays.forget([account.username, account.email, account.id])
+
+    async def require_active(self, user_id: str) -> Account:
+        """The account, which may be acted for.
 
         Raises NotFound (USER_NOT_FOUND) and PermissionDenied (USER_INACTIVE).
         """
         account = await self._store.find_account(user_id)
         if account is None:
-            raise NotFound(
-                f"There is no user {user_id}.", reasons.ERROR_REASON_USER_NOT_FOUND, metadata={"user_id": user_id}
-            )
-        _require_active(account)
-        return account.id
+            raise user_not_found(user_id)
+        require_active(account)
+        return account
 
     async def _own_credentials(self, user_id: str, session_id: str) -> Credentials:
         credentials = await self._store.account_of_session(user_id, session_id)
         if credentials is None:
             raise Unauthenticated("The session has ended: sign in again.", reasons.ERROR_REASON_SESSION_ENDED)
-        _require_active(credentials.account)
+        require_active(credentials.account)
         return credentials
 
 
-def _require_active(account: Account) -> None:
+def require_active(account: Account) -> None:
+    """Raises PermissionDenied (USER_INACTIVE) for a deactivated account."""
     if not account.is_active:
         raise PermissionDenied("The account is deactivated: ask an administrator.", reasons.ERROR_REASON_USER_INACTIVE)
 
@@ -114,3 +167,10 @@ def _require_active(account: Account) -> None:
 def _refused(cause: str, user_id: str | None = None) -> Unauthenticated:
     log.info("auth.sign_in_refused", cause=cause, user_id=user_id)
     return Unauthenticated("Unknown user or wrong password.", reasons.ERROR_REASON_CREDENTIALS_WRONG)
+
+
+def _token_invalid() -> Unauthenticated:
+    return Unauthenticated(
+        "The one-time token is unknown, used or expired: ask an administrator for another.",
+        reasons.ERROR_REASON_PASSWORD_TOKEN_INVALID,
+    )

@@ -7,7 +7,7 @@ several processes agree.
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import case, delete, func, insert, or_, select, text, true
+from sqlalchemy import case, delete, func, insert, or_, select, text, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.auth.records import StoredKey
@@ -36,6 +36,12 @@ class KeyStore:
         """Every key that is published, in the order in which they sign."""
         async with self._database.service_transaction() as connection:
             return await _load(connection)
+
+    async def replace_form(self, kid: str, *, held: bytes, sealed: bytes) -> bool:
+        """Keeps the same key in another form, if it is still held in this one; of several processes one does."""
+        replacing = update(signing_keys).where(signing_keys.c.kid == kid, signing_keys.c.private_key == held)
+        async with self._database.service_transaction() as connection:
+            return bool((await connection.execute(replacing.values(private_key=sealed))).rowcount)
 
     async def is_key_due(self, plan: KeyPlan) -> bool:
         """Whether the next key should be published, or an old one go."""

@@ -71,13 +71,13 @@ class Passwords:
         """A new hash of the password. `first` runs when its turn has come: what it raises saves the hash."""
         return await self._run(lambda: self._hashes.hash(password), first)
 
-    async def check(self, password: str, stored_hash: str) -> Checked:
-        """Whether the stored hash is one of this password."""
-        return await self._run(lambda: self._check(password, stored_hash))
+    async def check(self, password: str, stored_hash: str, *, first: Callable[[], Awaitable[None]] | None = None) -> Checked:
+        """Whether the stored hash is one of this password; `first` as for `hash`. Of no hash ("") none is."""
+        return await self._run(lambda: self._check(password, stored_hash), first)
 
-    async def check_nobody(self, password: str) -> None:
+    async def check_nobody(self, password: str, *, first: Callable[[], Awaitable[None]] | None = None) -> None:
         """Takes as long as `check` of a wrong password."""
-        await self._run(lambda: self._check(password, self._nobodys_hash))
+        await self._run(lambda: self._check(password, self._nobodys_hash), first)
 
     def close(self) -> None:
         """Lets go of the threads; calls in hand fail."""
@@ -87,7 +87,10 @@ class Passwords:
         try:
             return Checked(*self._hashes.verify_and_update(password, stored_hash))
         except UnknownHashError:
-            log.warning("auth.password_hash_unknown")  # imported from somewhere: nobody can sign in with it
+            if stored_hash:
+                log.warning("auth.password_hash_unknown")  # imported from somewhere: nobody can sign in with it
+            # It takes as long as any other.
+            self._hashes.verify(password, self._nobodys_hash)
             return Checked(is_right=False)
 
     async def _run(self, work: Callable[[], T], first: Callable[[], Awaitable[None]] | None = None) -> T:

@@ -9,14 +9,16 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A user. `credential_version` grows with every new password."""
+    """A user. `credential_version` grows with every new password; tokens on behalf of the user name `standing_id`."""
 
     id: str
     username: str
     email: str
+    phone_number: str | None = field(repr=False)
     is_active: bool
     is_admin: bool
     credential_version: int
+    standing_id: str
     create_time: datetime
     update_time: datetime
 
@@ -27,6 +29,64 @@ class Credentials:
 
     account: Account
     password_hash: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who does something, and from where: None where nobody is signed in, or the address is not known."""
+
+    actor_id: str | None = None
+    address: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class UserFilter:
+    """Which accounts a list is of; None does not matter. `prefix` begins a username or an email address."""
+
+    prefix: str
+    is_active: bool | None
+    is_admin: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class PasswordToken:
+    """A one-time token, told once."""
+
+    token: str = field(repr=False)
+    expire_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceDeletion:
+    """How far one service is with a deletion."""
+
+    service: str
+    confirm_time: datetime | None
+    attempts: int
+    last_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """How far the deletion of a user is."""
+
+    user_id: str
+    request_time: datetime
+    complete_time: datetime | None
+    services: tuple[ServiceDeletion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """Something that was noted: neither secrets nor content."""
+
+    id: str
+    event_time: datetime
+    kind: str
+    user_id: str | None
+    actor_id: str | None
+    address: str | None = field(repr=False)
+    details: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +129,7 @@ class ReusedToken:
 
 @dataclass(frozen=True, slots=True)
 class StoredKey:
-    """A signing key as stored: the private key as PKCS#8 DER."""
+    """A signing key as stored: the private key sealed or, by an earlier release, as PKCS#8 DER."""
 
     kid: str
     activate_time: datetime

@@ -9,9 +9,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from parley.auth.v1 import auth_pb2, auth_pb2_grpc
 from services.auth.accounts import Accounts
-from services.auth.callers import own_session
+from services.auth.callers import Origins, own_session
 from services.auth.ended_sessions import EndedSessions
-from services.auth.records import Account, OpenSession
+from services.auth.messages import user_message
+from services.auth.phones import Phones
+from services.auth.records import OpenSession
 from services.auth.sessions import Sessions, Tokens
 from services.auth.signing_keys import SigningKey, SigningKeys, public_value
 from services.auth.tokens import SERVICE_TOKEN_SECONDS, TokenMint
@@ -26,27 +28,36 @@ _SESSIONS = "sessions"
 class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     """parley.auth.v1.AuthService."""
 
-    def __init__(self, accounts: Accounts, sessions: Sessions, keys: SigningKeys) -> None:
+    def __init__(self, accounts: Accounts, phones: Phones, sessions: Sessions, keys: SigningKeys, origins: Origins) -> None:
         self._accounts = accounts
+        self._phones = phones
         self._sessions = sessions
         self._keys = keys
+        self._origins = origins
 
     async def Register(self, request: auth_pb2.RegisterRequest, context: Context) -> auth_pb2.RegisterResponse:
         account, tokens = await self._accounts.register(
-            username=request.username, email=request.email, password=request.password, user_agent=_user_agent()
+            username=request.username,
+            email=request.email,
+            password=request.password,
+            user_agent=_user_agent(),
+            origin=self._origins.of(context.peer()),
         )
-        return auth_pb2.RegisterResponse(user=_user(account), tokens=_token_pair(tokens))
+        return auth_pb2.RegisterResponse(user=user_message(account), tokens=_token_pair(tokens))
 
     async def Login(self, request: auth_pb2.LoginRequest, context: Context) -> auth_pb2.LoginResponse:
         account, tokens = await self._accounts.sign_in(
-            name=request.username, password=request.password, user_agent=_user_agent()
+            name=request.username,
+            password=request.password,
+            user_agent=_user_agent(),
+            origin=self._origins.of(context.peer()),
         )
-        return auth_pb2.LoginResponse(user=_user(account), tokens=_token_pair(tokens))
+        return auth_pb2.LoginResponse(user=user_message(account), tokens=_token_pair(tokens))
 
     async def RefreshTokens(
         self, request: auth_pb2.RefreshTokensRequest, context: Context
     ) -> auth_pb2.RefreshTokensResponse:
-        tokens = await self._sessions.refresh(request.refresh_token)
+        tokens = await self._sessions.refresh(request.refresh_token, self._origins.of(context.peer()))
         return auth_pb2.RefreshTokensResponse(tokens=_token_pair(tokens))
 
     async def Logout(self, request: auth_pb2.LogoutRequest, context: Context) -> auth_pb2.LogoutResponse:
@@ -60,18 +71,39 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     ) -> auth_pb2.VerifyCredentialsResponse:
         account = await self._accounts.own_account(*own_session())
         expire_time = Timestamp(seconds=int(current_caller().expire_time))
-        return auth_pb2.VerifyCredentialsResponse(valid=True, user=_user(account), expire_time=expire_time)
+        return auth_pb2.VerifyCredentialsResponse(valid=True, user=user_message(account), expire_time=expire_time)
 
     async def GetMe(self, request: auth_pb2.GetMeRequest, context: Context) -> auth_pb2.User:
-        return _user(await self._accounts.own_account(*own_session()))
+        return user_message(await self._accounts.own_account(*own_session()))
 
     async def ChangePassword(
         self, request: auth_pb2.ChangePasswordRequest, context: Context
     ) -> auth_pb2.ChangePasswordResponse:
         ended = await self._accounts.change_password(
-            *own_session(), current_password=request.current_password, new_password=request.new_password
+            *own_session(),
+            current_password=request.current_password,
+            new_password=request.new_password,
+            origin=self._origins.of(context.peer()),
         )
         return auth_pb2.ChangePasswordResponse(ended_sessions=ended)
+
+    async def SetPassword(self, request: auth_pb2.SetPasswordRequest, context: Context) -> auth_pb2.SetPasswordResponse:
+        origin = self._origins.of(context.peer())
+        await self._accounts.set_password(request.token, new_password=request.new_password, origin=origin)
+        return auth_pb2.SetPasswordResponse()
+
+    async def StartPhoneVerification(
+        self, request: auth_pb2.StartPhoneVerificationRequest, context: Context
+    ) -> auth_pb2.StartPhoneVerificationResponse:
+        user_id, _ = own_session()
+        waiting = await self._phones.start(user_id, request.phone_number)
+        answer = auth_pb2.StartPhoneVerificationResponse(resend_after_seconds=round(waiting.wait_seconds))
+        answer.expire_time.FromDatetime(waiting.expire_time)
+        return answer
+
+    async def VerifyPhone(self, request: auth_pb2.VerifyPhoneRequest, context: Context) -> auth_pb2.User:
+        user_id, _ = own_session()
+        return user_message(await self._phones.verify(user_id, request.code, self._origins.of(context.peer())))
 
     async def ListSessions(self, request: auth_pb2.ListSessionsRequest, context: Context) -> auth_pb2.ListSessionsResponse:
         size = page_size(request.page_size)
@@ -116,8 +148,8 @@ class TokenServicer(auth_pb2_grpc.TokenServiceServicer):
     ) -> auth_pb2.ExchangeForUserResponse:
         workload = current_caller().service or ""
         require_audience(workload, request.audience, ON_BEHALF_AUDIENCES)
-        user_id = await self._accounts.require_active(request.user_id)
-        answer = auth_pb2.ExchangeForUserResponse(token=self._mint.on_behalf_token(user_id, workload, request.audience))
+        account = await self._accounts.require_active(request.user_id)
+        answer = auth_pb2.ExchangeForUserResponse(token=self._mint.on_behalf_token(account, workload, request.audience))
         answer.lifetime.FromSeconds(SERVICE_TOKEN_SECONDS)
         return answer
 
@@ -131,19 +163,6 @@ class TokenServicer(auth_pb2_grpc.TokenServiceServicer):
 
 def _user_agent() -> str:
     return current_metadata().get("user-agent", "")
-
-
-def _user(account: Account) -> auth_pb2.User:
-    user = auth_pb2.User(
-        id=account.id,
-        username=account.username,
-        email=account.email,
-        is_active=account.is_active,
-        is_admin=account.is_admin,
-    )
-    user.create_time.FromDatetime(account.create_time)
-    user.update_time.FromDatetime(account.update_time)
-    return user
 
 
 def _token_pair(tokens: Tokens) -> auth_pb2.TokenPair:

@@ -7,11 +7,11 @@ what ends several sessions at once holds the user's row.
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import and_, delete, func, select, update
+from sqlalchemy import and_, delete, func, select, union_all, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.auth.records import OpenSession, ReusedToken, StartedSession
-from services.auth.schema import refresh_tokens, sessions, users
+from services.auth.records import OpenSession, Origin, ReusedToken, StartedSession
+from services.auth.schema import ended_identities, refresh_tokens, sessions, users
 from services.auth.statements import (
     ACCOUNT,
     OPEN,
@@ -20,6 +20,7 @@ from services.auth.statements import (
     after,
     bound_ending,
     end_sessions,
+    note_event,
     to_account,
 )
 from services.runtime.database import Database, interval
@@ -32,7 +33,7 @@ class SessionStore:
         self._database = database
 
     async def refresh(
-        self, *, presented: bytes, replacement: bytes, grace_seconds: float, lifetime_seconds: float
+        self, *, presented: bytes, replacement: bytes, grace_seconds: float, lifetime_seconds: float, origin: Origin
     ) -> StartedSession | ReusedToken | None:
         """Trades the refresh token with digest `presented` for one with digest `replacement`.
 
@@ -46,6 +47,7 @@ class SessionStore:
                 return None
             if not (row.is_newest or row.is_in_grace):
                 await end_sessions(connection, "token_reused", sessions.c.id == row.session_id)
+                await note_event(connection, "session_family_revoked", user_id=row.id, origin=origin)
                 return ReusedToken(session_id=row.session_id, user_id=row.id)
             used = _use(row.session_id, lifetime_seconds, opens_next=row.is_newest)
             session = (await connection.execute(used)).one()
@@ -86,9 +88,12 @@ class SessionStore:
             return await end_sessions(connection, cause, sessions.c.user_id == user_id)
 
     async def ended_within(self, seconds: float) -> list[str]:
-        """Ids of the sessions that ended within the last `seconds`, in the order in which they ended."""
+        """Ids of the sessions and standings that ended within the last `seconds`, in the order in which they ended."""
         since = func.now() - interval(seconds)
-        query = select(sessions.c.id).where(sessions.c.end_time > since).order_by(sessions.c.end_time)
+        ended = select(sessions.c.id, sessions.c.end_time).where(sessions.c.end_time > since)
+        gone = select(ended_identities.c.id, ended_identities.c.end_time).where(ended_identities.c.end_time > since)
+        both = union_all(ended, gone).subquery()
+        query = select(both.c.id).order_by(both.c.end_time)
         async with self._database.service_transaction() as connection:
             return list((await connection.execute(query)).scalars())
 
@@ -100,9 +105,15 @@ class SessionStore:
         past = func.now() - interval(keep_seconds)
         gone = select(sessions.c.id).where((sessions.c.end_time < past) | (sessions.c.expire_time < past))
         stale = select(refresh_tokens.c.digest).where(refresh_tokens.c.expire_time < func.now())
+        told = select(ended_identities.c.id).where(ended_identities.c.end_time < past)
+        swept: list[tuple[Any, Any, Any]] = [
+            (sessions, sessions.c.id, gone),
+            (refresh_tokens, refresh_tokens.c.digest, stale),
+            (ended_identities, ended_identities.c.id, told),
+        ]
         async with self._database.service_transaction() as connection:
             removed = 0
-            for table, key, rows in ((sessions, sessions.c.id, gone), (refresh_tokens, refresh_tokens.c.digest, stale)):
+            for table, key, rows in swept:
                 chosen = rows.limit(batch).with_for_update(skip_locked=True).scalar_subquery()
                 removed += (await connection.execute(delete(table).where(key.in_(chosen)))).rowcount
             return removed

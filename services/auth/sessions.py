@@ -4,7 +4,6 @@ A session's refresh tokens are a family: each is used once, and one that comes b
 ends, its own verifier and every follower of the feed know at once.
 """
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,10 +12,11 @@ import structlog
 
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.auth.ended_sessions import EndedSessions
-from services.auth.records import NewSession, OpenSession, ReusedToken, StartedSession
+from services.auth.records import NewSession, OpenSession, Origin, ReusedToken, StartedSession
 from services.auth.session_store import SessionStore
 from services.auth.tokens import TokenMint, new_refresh_token, refresh_digest
 from services.runtime.errors import NotFound, Unauthenticated
+from services.runtime.ids import is_id
 from services.runtime.paging import bad_page_token
 
 log = structlog.get_logger(__name__)
@@ -67,7 +67,7 @@ class Sessions:
             refresh_expire_time=started.expire_time,
         )
 
-    async def refresh(self, presented: str) -> Tokens:
+    async def refresh(self, presented: str, origin: Origin) -> Tokens:
         """Trades a refresh token for a new pair.
 
         Raises Unauthenticated (REFRESH_TOKEN_INVALID) for one that is worth nothing, or that comes back too late, which
@@ -79,6 +79,7 @@ class Sessions:
             replacement=refresh_digest(replacement),
             grace_seconds=self.limits.grace_seconds,
             lifetime_seconds=self.limits.lifetime_seconds,
+            origin=origin,
         )
         if isinstance(outcome, StartedSession):
             return self.tokens(outcome, replacement)
@@ -95,7 +96,7 @@ class Sessions:
 
         Raises InvalidArgument (INVALID_PAGE_TOKEN) for a `before_id` that is no session's id.
         """
-        if before_id is not None and not _is_id(before_id):
+        if before_id is not None and not is_id(before_id):
             raise bad_page_token()
         return await self._store.list_sessions(user_id, before_id=before_id, limit=limit)
 
@@ -118,18 +119,11 @@ class Sessions:
         """Ends every session of the user; returns how many were open."""
         return self._noted("auth.signed_out", user_id, await self._store.end_all_sessions(user_id, cause="logout"))
 
-    def note_ended(self, user_id: str, session_ids: Sequence[str]) -> int:
-        """Tells of sessions that ended with an old password; returns how many."""
-        return self._noted("auth.password_changed", user_id, session_ids)
+    def note_ended(self, event: str, user_id: str, session_ids: Sequence[str]) -> int:
+        """Tells of sessions, and standings, that ended by something else than their user's wish; returns how many."""
+        return self._noted(event, user_id, session_ids)
 
     def _noted(self, event: str, user_id: str, session_ids: Sequence[str]) -> int:
         self._ended.note(session_ids)
         log.info(event, user_id=user_id, ended_sessions=len(session_ids))
         return len(session_ids)
-
-
-def _is_id(text: str) -> bool:
-    try:
-        return str(uuid.UUID(text)) == text
-    except ValueError:
-        return False

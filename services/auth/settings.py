@@ -1,11 +1,15 @@
 """The settings of auth."""
 
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.auth.issuers import BadIssuersError, read_issuers
 from services.auth.workloads import BadDigestsError, read_digests
+from services.runtime.sealing import SealingSettings
 from services.runtime.settings import ServerSettings
 
 DAY_SECONDS = 86_400
@@ -13,7 +17,25 @@ CACHE_SECONDS = 300
 """For how long a verifier or an edge may go on with the keys that it fetched."""
 
 
-class AuthSettings(ServerSettings):
+def networks(text: str) -> list[IPv4Network | IPv6Network]:
+    """The networks in a list that is separated by commas. Raises ValueError."""
+    return [ip_network(one.strip()) for one in text.split(",") if one.strip()]
+
+
+class HashSettings(BaseSettings):
+    """What a password hash costs."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    argon2_time_cost: int = Field(default=3, ge=1, le=100)
+    """Passes of Argon2id. The defaults are pwdlib's recommended ones (RFC 9106, low memory)."""
+    argon2_memory_kib: int = Field(default=65_536, ge=8, le=4_194_304)
+    """Memory of Argon2id, in KiB."""
+    argon2_parallelism: int = Field(default=4, ge=1, le=64)
+    """Lanes of Argon2id."""
+
+
+class AuthSettings(ServerSettings, SealingSettings, HashSettings):
     """How long tokens, sessions and keys live, and what a password hash costs."""
 
     workload_digests_file: Path
@@ -36,14 +58,46 @@ class AuthSettings(ServerSettings):
     """Passwords that may wait for a thread; beyond, sign-ins are refused with a retry delay."""
     password_hash_wait_seconds: float = Field(default=5, gt=0, le=60)
     """How long one may wait for it: who waits longer has given up, or asks again and makes the queue longer."""
-    argon2_time_cost: int = Field(default=3, ge=1, le=100)
-    """Passes of Argon2id. The defaults are pwdlib's recommended ones (RFC 9106, low memory)."""
-    argon2_memory_kib: int = Field(default=65_536, ge=8, le=4_194_304)
-    """Memory of Argon2id, in KiB."""
-    argon2_parallelism: int = Field(default=4, ge=1, le=64)
-    """Lanes of Argon2id."""
+    external_issuers_file: Path | None = None
+    """JSON file of other issuers whose tokens are taken (services/auth/issuers.py says how it is written)."""
     sweep_interval_seconds: float = Field(default=600, gt=0)
-    """How often ended and expired sessions are deleted."""
+    """How often what ended, expired or is older than its retention is deleted."""
+    chat_target: str = Field(min_length=1)
+    """gRPC target of chat, which must confirm the deletion of a user: `dns:///chat:50052`."""
+    memory_target: str = Field(min_length=1)
+    """gRPC target of memory, which must confirm it too."""
+    sms_target: str = ""
+    """gRPC target of sms, which must confirm it too and sends verification codes. Empty: it is not deployed."""
+    purge_timeout_seconds: float = Field(default=60, gt=0, le=600)
+    """How long one service may take to delete what it holds of a user, before it is asked again."""
+    job_concurrency: int = Field(default=4, ge=1, le=100)
+    """Deletions of users under way at a time, in one process."""
+    password_token_lifetime_seconds: int = Field(default=3 * DAY_SECONDS, ge=60, le=30 * DAY_SECONDS)
+    """How long a one-time token for setting a password can be used."""
+    phone_code_lifetime_seconds: int = Field(default=600, ge=60, le=3_600)
+    """How long a verification code can be used."""
+    phone_code_resend_seconds: int = Field(default=60, ge=1, le=3_600)
+    """How long one waits for another code."""
+    phone_codes_per_day: int = Field(default=5, ge=1, le=100)
+    """Codes that one user may ask for in a day; twice as many go to one number, whoever asks."""
+    audit_retention_seconds: int = Field(default=365 * DAY_SECONDS, ge=DAY_SECONDS, le=3_650 * DAY_SECONDS)
+    """How long the audit log is kept, and what is known of deletions that are complete."""
+    sign_in_free_failures: int = Field(default=5, ge=1, le=1_000)
+    """Failed sign-ins of one name from one address that cost nothing; beyond, each doubles the wait, up to 15 minutes."""
+    sign_in_free_failures_per_address: int = Field(default=30, ge=1, le=1_000_000)
+    """The same of one address, whoever is tried; up to 5 minutes. More where many people share an address."""
+    sign_in_free_failures_per_name: int = Field(default=50, ge=1, le=1_000_000)
+    """The same of one name from all addresses but those where somebody signed in with it before; up to a minute."""
+    edge_networks: str = "127.0.0.0/8,::1/128"
+    """Networks of our own edges, separated by commas: only they are believed what address a client has."""
+    edge_proxies: int = Field(default=0, ge=0, le=10)
+    """Proxies that stand before the edge and add the client's address to x-forwarded-for."""
+
+    @field_validator("edge_networks")
+    @classmethod
+    def _check_networks(cls, text: str) -> str:
+        networks(text)
+        return text
 
     @field_validator("workload_digests_file")
     @classmethod
@@ -53,6 +107,14 @@ class AuthSettings(ServerSettings):
         except BadDigestsError as error:
             raise ValueError(str(error)) from None
         return path
+
+    @field_validator("external_issuers_file")
+    @classmethod
+    def _check_issuers(cls, path: Path | None) -> Path | None:
+        try:
+            return path if path is None or read_issuers(path) else None
+        except BadIssuersError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _check_lifetimes(self) -> Self:

@@ -1,8 +1,9 @@
 """The keys that sign the suite's tokens: which one signs now, which are published, when the next one comes.
 
 A key is published before it signs (so that every verifier's cache has it by then) and for as long after as a token of its
-lifetime may live. Several auth processes share the keys through the database, which decides when the next one is due.
-A process that cannot reach the database goes on with the keys it knows.
+lifetime may live. Several auth processes share the keys through the database, which decides when the next one is due. A
+process that cannot reach the database goes on with the keys it knows. At rest the private keys are sealed
+(runtime/sealing.py).
 """
 
 import base64
@@ -25,8 +26,12 @@ from cryptography.hazmat.primitives.serialization import (
 from services.auth.key_store import KeyPlan, KeyStore
 from services.auth.records import StoredKey
 from services.runtime.database import DATABASE_FAILURES
+from services.runtime.sealing import Seal
 
 log = structlog.get_logger(__name__)
+
+# The first byte of a key in plain form: an ASN.1 sequence. What is sealed begins with another.
+_DER = b"\x30"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +51,10 @@ class SigningKey:
 class SigningKeys:
     """The keys as this process knows them. `refresh` before the first use, and then every minute or so."""
 
-    def __init__(self, store: KeyStore, plan: KeyPlan) -> None:
+    def __init__(self, store: KeyStore, plan: KeyPlan, seal: Seal) -> None:
         self._store = store
         self._plan = plan
+        self._seal = seal
         self._keys: Sequence[SigningKey] = ()
 
     async def refresh(self) -> None:
@@ -56,6 +62,7 @@ class SigningKeys:
         if await self._store.is_key_due(self._plan):
             await self._rotate()
         await self._learn()
+        await self._reseal()
 
     def signing_key(self) -> tuple[str, Ed25519PrivateKey]:
         """The key that signs now."""
@@ -79,13 +86,35 @@ class SigningKeys:
         return {key.kid: key.public_key for key in self._keys}
 
     async def _learn(self) -> None:
-        self._keys = [_opened(stored) for stored in await self._store.load_keys()]
+        self._keys = [self._opened(stored) for stored in await self._store.load_keys()]
+
+    async def _reseal(self) -> None:
+        """Seals, with the first sealing key, what an earlier release kept in plain form or an earlier sealing key sealed."""
+        for stored in await self._store.load_keys():
+            if self._seal.is_newest(stored.private_key, context=_context(stored.kid)):
+                continue
+            sealed = self._seal.seal(self._der(stored), context=_context(stored.kid))
+            if await self._store.replace_form(stored.kid, held=stored.private_key, sealed=sealed):
+                log.info("auth.signing_key_sealed", kid=stored.kid)
+
+    def _der(self, stored: StoredKey) -> bytes:
+        """The key as PKCS#8 DER. Raises SealError where none of the sealing keys opens it."""
+        if stored.private_key[:1] == _DER:
+            return stored.private_key
+        return self._seal.open(stored.private_key, context=_context(stored.kid))
+
+    def _opened(self, stored: StoredKey) -> SigningKey:
+        key = load_der_private_key(self._der(stored), password=None)
+        if not isinstance(key, Ed25519PrivateKey):
+            raise TypeError(f"signing key {stored.kid} is not an Ed25519 key")
+        return SigningKey(stored.kid, stored.activate_time, key)
 
     async def _rotate(self) -> None:
         key = Ed25519PrivateKey.generate()
         kid = thumbprint(key.public_key())
         secret = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
-        if await self._store.add_key(kid=kid, private_key=secret, plan=self._plan):
+        sealed = self._seal.seal(secret, context=_context(kid))
+        if await self._store.add_key(kid=kid, private_key=sealed, plan=self._plan):
             log.info("auth.signing_key_rotated", kid=kid)
 
 
@@ -100,11 +129,9 @@ def thumbprint(key: Ed25519PublicKey) -> str:
     return _base64url(hashlib.sha256(orjson.dumps(jwk, option=orjson.OPT_SORT_KEYS)).digest())
 
 
-def _opened(stored: StoredKey) -> SigningKey:
-    key = load_der_private_key(stored.private_key, password=None)
-    if not isinstance(key, Ed25519PrivateKey):
-        raise TypeError(f"signing key {stored.kid} is not an Ed25519 key")
-    return SigningKey(stored.kid, stored.activate_time, key)
+def _context(kid: str) -> bytes:
+    """What a sealed key is bound to: its own row."""
+    return f"signing key {kid}".encode()
 
 
 def _base64url(raw: bytes) -> str:

@@ -2,12 +2,14 @@
 
     access       aud "parley", sub a user, sid a session, roles: for users, 15 minutes
     service      aud one service, sub "service:<name>": for a service itself, 5 minutes
-    on behalf    aud one service, sub a user, act {"sub": "service:<name>"}: for a service that acts for a user, 5 minutes
+    on behalf    aud one service, sub a user, act {"sub": "service:<name>"}, std the user's standing: for a service that
+                 acts for a user, 5 minutes, and not beyond a deactivation
 
 Refresh tokens are no JWTs: 256 random bits that mean nothing outside auth's database, which keeps their digest only.
 """
 
 import hashlib
+import math
 import secrets
 import time
 import uuid
@@ -38,18 +40,20 @@ class TokenMint:
         self._signer = signer
         self.access_seconds = access_seconds
 
-    def access_token(self, account: Account, session_id: str) -> str:
-        """A user's token for one session."""
+    def access_token(self, account: Account, session_id: str, *, most_seconds: float = math.inf) -> str:
+        """A user's token for one session, which lives `most_seconds` at most."""
         roles = ["user", "admin"] if account.is_admin else ["user"]
-        return self._sign(USER_AUDIENCE, account.id, self.access_seconds, {"sid": session_id, "roles": roles})
+        seconds = int(min(self.access_seconds, most_seconds))
+        return self._sign(USER_AUDIENCE, account.id, seconds, {"sid": session_id, "roles": roles})
 
     def service_token(self, workload: str, audience: str) -> str:
         """A service's token for itself, towards one other service."""
         return self._sign(audience, f"{SERVICE_SUBJECT}{workload}", SERVICE_TOKEN_SECONDS, {})
 
-    def on_behalf_token(self, user_id: str, workload: str, audience: str) -> str:
+    def on_behalf_token(self, account: Account, workload: str, audience: str) -> str:
         """A service's token to act for a user, towards one other service."""
-        return self._sign(audience, user_id, SERVICE_TOKEN_SECONDS, {"act": {"sub": f"{SERVICE_SUBJECT}{workload}"}})
+        claims = {"act": {"sub": f"{SERVICE_SUBJECT}{workload}"}, "std": account.standing_id}
+        return self._sign(audience, account.id, SERVICE_TOKEN_SECONDS, claims)
 
     def _sign(self, audience: str, subject: str, seconds: int, claims: dict[str, Any]) -> str:
         kid, key = self._signer.signing_key()

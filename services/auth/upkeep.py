@@ -4,9 +4,10 @@ Each process does it, a little off the beat of the others; keys are settled unde
 another process has in hand. While the database is away nothing is done, and the log says so.
 """
 
+from collections.abc import Awaitable, Callable, Mapping
+
 import structlog
 
-from services.auth.session_store import SessionStore
 from services.auth.signing_keys import SigningKeys
 from services.runtime.duties import repeat
 
@@ -15,14 +16,16 @@ log = structlog.get_logger(__name__)
 KEY_CHECK_SECONDS = 60.0
 KEEP_ENDED_SECONDS = 86_400.0
 """Ended sessions stay for a day: longer than the feed tells of them."""
-_BATCH = 500
+BATCH = 500
 
 
 class Upkeep:
     """The standing duties of one auth process."""
 
-    def __init__(self, store: SessionStore, keys: SigningKeys, *, sweep_interval_seconds: float) -> None:
-        self._store = store
+    def __init__(
+        self, sweeps: Mapping[str, Callable[[], Awaitable[int]]], keys: SigningKeys, *, sweep_interval_seconds: float
+    ) -> None:
+        self._sweeps = sweeps
         self._keys = keys
         self._sweep_interval_seconds = sweep_interval_seconds
 
@@ -32,12 +35,13 @@ class Upkeep:
 
     async def keep_clean(self) -> None:
         """Sweeps for ever."""
-        await repeat("session_sweep", self.sweep, interval_seconds=self._sweep_interval_seconds)
+        await repeat("sweep", self.sweep, interval_seconds=self._sweep_interval_seconds)
 
     async def sweep(self) -> None:
-        """Deletes what ended or expired, in small transactions, until nothing is left."""
-        removed = 0
-        while swept := await self._store.sweep(keep_seconds=KEEP_ENDED_SECONDS, batch=_BATCH):
-            removed += swept
-        if removed:
-            log.info("auth.sessions_swept", rows=removed)
+        """Deletes what ended, expired or is older than its retention, in small transactions, until nothing is left."""
+        for name, sweep in self._sweeps.items():
+            removed = 0
+            while swept := await sweep():
+                removed += swept
+            if removed:
+                log.info("auth.swept", rows=removed, what=name)

@@ -45,6 +45,7 @@ from services.chat.memory_tools import MemoryTools
 from services.chat.message_store import MessageStore
 from services.chat.model import Model, open_model
 from services.chat.preferences import PreferenceClient
+from services.chat.purge.purge import open_purge
 from services.chat.record_store import RecordStore
 from services.chat.request.option_secrets import stored_options
 from services.chat.request.reading import RequestReading
@@ -72,6 +73,7 @@ from services.runtime.peers import ServiceTokens
 from services.runtime.process import run
 from services.runtime.sealing import Seal
 from services.runtime.server import GrpcServer, Mount, serve
+from services.runtime.tls import Tls
 
 NAME = "chat"
 # Readers are told the end of their reply before their streams are cut.
@@ -97,7 +99,7 @@ async def main(settings: ChatSettings) -> None:
         member = await parts.enter_async_context(membership(NAME, settings))
         chat = await open_chat(settings, parts, database=database, tokens=member.tokens)
         # Before gRPC says that the process serves, which is what everybody goes by.
-        await parts.enter_async_context(chat.mcp.serving(member.verifier))
+        await parts.enter_async_context(chat.mcp.serving(member.verifier, settings))
         await serve(chat_server(settings, chat, member.verifier), settings)
 
 
@@ -141,9 +143,10 @@ async def open_chat(settings: ChatSettings, parts: AsyncExitStack, *, database: 
     await parts.enter_async_context(jobs.working(concurrency=settings.job_concurrency))
     preferences = _open_preferences(settings, parts, tokens)
     reading = RequestReading(settings, preferences=preferences, addresses=tools.addresses, seal=tools.seal)
+    purge = await open_purge(parts, database, jobs, replies)
     return Chat(
         mounts=_mounts(
-            ChatServicer(replies.turns, reading, budget),
+            ChatServicer(replies.turns, reading, budget, purge),
             ConversationServicer(ConversationStore(database, jobs), SearchStore(database), replies.generations),
             AdminServicer(SessionStore(database)),
             tools.tasks.servicer,
@@ -227,14 +230,26 @@ def _register_jobs(  # noqa: PLR0913 - one line a job
 
 def _open_memory(settings: ChatSettings, parts: AsyncExitStack, tokens: ServiceTokens) -> MemoryClient:
     timeout_seconds = settings.peer_timeout_seconds
-    channel = open_channel(settings.memory_target, audience="memory", tokens=tokens, timeout_seconds=timeout_seconds)
+    channel = open_channel(
+        settings.memory_target,
+        audience="memory",
+        tokens=tokens,
+        timeout_seconds=timeout_seconds,
+        tls=Tls.from_settings(settings),
+    )
     parts.push_async_callback(channel.close)
     return MemoryClient(channel, timeout_seconds=timeout_seconds)
 
 
 def _open_preferences(settings: ChatSettings, parts: AsyncExitStack, tokens: ServiceTokens) -> PreferenceClient:
     timeout_seconds = settings.peer_timeout_seconds
-    channel = open_channel(settings.auth_target, audience="auth", tokens=tokens, timeout_seconds=timeout_seconds)
+    channel = open_channel(
+        settings.auth_target,
+        audience="auth",
+        tokens=tokens,
+        timeout_seconds=timeout_seconds,
+        tls=Tls.from_settings(settings),
+    )
     parts.push_async_callback(channel.close)
     preferences = PreferenceClient(channel)
     parts.push_async_callback(preferences.close)

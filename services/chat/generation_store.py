@@ -23,7 +23,7 @@ from services.chat.turn_end import FINISH, Outcome, finish_values, reply_of
 from services.chat.unrecorded import Unrecorded
 from services.runtime.calls import current_request_id
 from services.runtime.database import DATABASE_FAILURES, Database, UserTransaction, interval
-from services.runtime.errors import ServiceError, reason_name, to_service_error
+from services.runtime.errors import ServiceError, Unauthenticated, reason_name, to_service_error
 from services.runtime.jobs import Jobs
 
 log = structlog.get_logger(__name__)
@@ -109,6 +109,9 @@ class GenerationStore:
                     return await self._finish(transaction, turn, outcome)
         except _LostGeneration:
             return None
+        except Unauthenticated:
+            # The user was purged meanwhile (the fence refused what it cost), and the generation with everything else.
+            return None
 
     async def _finish(self, transaction: UserTransaction, turn: Turn, outcome: Outcome) -> Message:
         generation = turn.generation
@@ -129,7 +132,7 @@ class GenerationStore:
     async def _forget(self, connection: AsyncConnection, generation: Generation, outcome: Outcome) -> None:
         """What nobody needs after the end: here, and by a job at the provider."""
         if outcome.response_ids:
-            await defer_forgetting(self._jobs, connection, outcome.response_ids)
+            await defer_forgetting(self._jobs, connection, outcome.response_ids, user_id=generation.user_id)
         if outcome.failure is None and any(isinstance(part, ToolCall) for part in outcome.told.parts):
             # Of a failed reply they stay: the next attempt goes on after them.
             calls = tool_calls.c
@@ -137,12 +140,12 @@ class GenerationStore:
                 tool_calls.delete().where(calls.generation_id == generation.id, calls.user_id == generation.user_id)
             )
 
-    async def forget_responses(self, response_ids: Collection[str]) -> None:
+    async def forget_responses(self, response_ids: Collection[str], *, user_id: str) -> None:
         """Has the provider delete these responses, whose generation is gone. Raises ServiceError."""
         if response_ids:
             with translated():
                 async with self._database.service_transaction() as connection:
-                    await defer_forgetting(self._jobs, connection, response_ids)
+                    await defer_forgetting(self._jobs, connection, response_ids, user_id=user_id)
 
     async def read_turn(self, generation_id: str, *, user_id: str) -> Turn | None:
         """A generation of the user with its messages; None when there is none, or its conversation was deleted."""
@@ -179,6 +182,6 @@ async def supersede(connection: AsyncConnection, turn: Turn) -> None:
     )
 
 
-async def defer_forgetting(jobs: Jobs, connection: AsyncConnection, response_ids: Collection[str]) -> None:
-    """Has the provider delete these responses, by a job in this transaction."""
-    await jobs.defer(connection, FORGET_RESPONSES, response_ids=",".join(sorted(response_ids)))
+async def defer_forgetting(jobs: Jobs, connection: AsyncConnection, response_ids: Collection[str], *, user_id: str) -> None:
+    """Has the provider delete these responses, by a job in this transaction. A purge of the user waits for it."""
+    await jobs.defer(connection, FORGET_RESPONSES, response_ids=",".join(sorted(response_ids)), user_id=user_id)

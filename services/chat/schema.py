@@ -12,7 +12,10 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
+from services.runtime.purging import purged_users_table
+
 metadata = sa.MetaData()
+purged_users = purged_users_table(metadata)
 
 RUNNING_INDEX: Final = "generations_running_conversation_key"
 ATTEMPT_CONSTRAINT: Final = "generations_user_request_attempt_key"

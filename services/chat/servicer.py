@@ -13,6 +13,7 @@ import grpc
 from parley.chat.v1 import chat_pb2, chat_pb2_grpc
 from services.chat.failures import error_of
 from services.chat.generation.turns import Answer, TurnRequest, Turns
+from services.chat.purge.purge import Purge
 from services.chat.records import Message, Turn
 from services.chat.refusals import conversation_not_found, generation_cancelled
 from services.chat.request.ownership import own_id
@@ -22,6 +23,7 @@ from services.chat.usage.answers import to_usage_response
 from services.chat.usage.budget import Budget
 from services.chat.utterance import to_utterance
 from services.runtime.calls import current_metadata, current_user_id
+from services.runtime.purging import require_auth
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _DEFAULT_DAYS: Final = 30
@@ -32,10 +34,11 @@ _FINISHED: Final = (("x-parley-finished", "1"),)
 class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
     """Answers the user. Events leave as bytes: they are serialized once, however many read them."""
 
-    def __init__(self, turns: Turns, reading: RequestReading, budget: Budget) -> None:
+    def __init__(self, turns: Turns, reading: RequestReading, budget: Budget, purge: Purge) -> None:
         self._turns = turns
         self._reading = reading
         self._budget = budget
+        self._purge = purge
 
     async def CreateCompletion(self, request: chat_pb2.CompletionRequest, context: Context) -> chat_pb2.Completion:
         turn, reply = await _completed(await self._answer(request))
@@ -100,6 +103,11 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
     async def GetUsage(self, request: chat_pb2.GetUsageRequest, context: Context) -> chat_pb2.GetUsageResponse:
         days = min(request.days or _DEFAULT_DAYS, _MOST_DAYS)
         return to_usage_response(await self._budget.account(current_user_id(), days=days))
+
+    async def PurgeUser(self, request: chat_pb2.PurgeUserRequest, context: Context) -> chat_pb2.PurgeUserResponse:
+        require_auth()
+        await self._purge.run(request.user_id.lower())
+        return chat_pb2.PurgeUserResponse()
 
 
 async def _completed(answer: Answer) -> tuple[Turn, Message]:

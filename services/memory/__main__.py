@@ -13,6 +13,7 @@ from services.memory.conversation_memory import ContextLimits, ConversationMemor
 from services.memory.embedding.embedder import Embedder, EmbeddingLimits
 from services.memory.embedding.store import EmbeddingStore
 from services.memory.embedding.upkeep import Embedding
+from services.memory.erasure.purge import Purge, PurgeStore
 from services.memory.erasure.store import ErasureStore
 from services.memory.evictions import sweep_evictions
 from services.memory.extraction.extraction import Extraction, ExtractionLimits
@@ -40,6 +41,7 @@ from services.runtime.duties import beside
 from services.runtime.membership import membership
 from services.runtime.openai import open_client
 from services.runtime.process import run
+from services.runtime.purging import Fence, take_down
 from services.runtime.redis import open_redis
 from services.runtime.server import GrpcServer, Mount, serve
 from services.runtime.small_jobs import SmallJobs
@@ -83,7 +85,8 @@ async def open_memory(settings: MemorySettings, parts: AsyncExitStack) -> Memory
     embedder = _open_embedder(settings, client)
     delays: dict[Task, float] = {"embed": 0, "extract": settings.extraction_delay_seconds}
     turns = TurnStore(database, Consequences(delays, _summary_limits(settings)))
-    conversations = ConversationMemory(turns, _open_working_set(settings, parts), _context_limits(settings))
+    working_set, fence = _open_working_set(settings, parts), Fence(database)
+    conversations = ConversationMemory(turns, working_set, _context_limits(settings))
     summaries = SummaryStore(database, _summary_limits(settings))
     facts = _open_facts(settings, database)
     jobs = SmallJobs(client, settings)
@@ -103,15 +106,13 @@ async def open_memory(settings: MemorySettings, parts: AsyncExitStack) -> Memory
         exports=ExportStore(database, ExportLimits(page_seconds=settings.export_stall_seconds)),
         facts=facts,
         imports=_open_imports(settings, database),
+        purge=Purge(fence, PurgeStore(database), working_set),
         recall=recall,
         summaries=summaries,
     )
-    duties = [
-        sweep_evictions(conversations, interval_seconds=settings.eviction_sweep_seconds),
-        sweep_expired(facts, interval_seconds=settings.expiry_sweep_seconds),
-        embedding.renew(),
-        upkeep.run(),
-    ]
+    evictions = sweep_evictions(conversations, interval_seconds=settings.eviction_sweep_seconds)
+    expiry = sweep_expired(facts, interval_seconds=settings.expiry_sweep_seconds)
+    duties = [evictions, expiry, embedding.renew(), take_down(fence), upkeep.run()]
     return Memory(_mount(servicer), conversations, upkeep, duties)
 
 

@@ -12,7 +12,10 @@ from sqlalchemy.dialects.postgresql import ARRAY, TSVECTOR
 from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.types import UserDefinedType
 
+from services.runtime.purging import purged_users_table
+
 metadata = sa.MetaData()
+purged_users = purged_users_table(metadata)
 
 MESSAGE_KEY: Final = "turns_user_message_key"
 # What each search reads all of, of one user. The partitions stand in migration 0002, in a schema of their own.

@@ -5,6 +5,7 @@ from typing import Final
 from services.memory.assembly import Assembly
 from services.memory.context_servicer import ContextRpcs
 from services.memory.conversation_memory import ConversationMemory
+from services.memory.erasure.purge import Purge
 from services.memory.erasure.servicer import ErasureRpcs
 from services.memory.erasure.store import ErasureStore
 from services.memory.facts.servicer import FactRpcs
@@ -34,6 +35,7 @@ class MemoryServicer(ContextRpcs, ErasureRpcs, FactRpcs, RecallRpcs, SummaryRpcs
         exports: ExportStore,
         facts: FactStore,
         imports: ImportStore,
+        purge: Purge,
         recall: Recall,
         summaries: SummaryStore,
     ) -> None:
@@ -43,6 +45,7 @@ class MemoryServicer(ContextRpcs, ErasureRpcs, FactRpcs, RecallRpcs, SummaryRpcs
         self._exports = exports
         self._facts = facts
         self._imports = imports
+        self._purge = purge
         self._recall = recall
         self._search_gate = FairGate(size=_SEARCHES_AT_ONCE)
         self._summaries = summaries

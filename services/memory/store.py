@@ -4,12 +4,13 @@ Owns the order of changes: whatever changes a conversation holds its row first, 
 follow each other, in every process. Invariant: a change of the turns is a new version in the same transaction.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.memory import statements
@@ -17,10 +18,10 @@ from services.memory.cascades import drop_upkeep, follow_lost_turns
 from services.memory.consequences import Consequences
 from services.memory.context import Block
 from services.memory.people import exclude_writers, hold_people, is_erased
-from services.memory.schema import forgotten_turns, turns
+from services.memory.schema import forgotten_turns, purged_users, turns
 from services.memory.turns import ConversationKey, Merge, Place, Turn, merge
-from services.runtime.database import Database
-from services.runtime.errors import FieldViolation, InvalidArgument, ServiceError, invalid_request
+from services.runtime.database import Database, violated_constraint
+from services.runtime.errors import PURGED_USERS, FieldViolation, InvalidArgument, ServiceError, invalid_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +92,26 @@ class TurnStore:
         Idempotent, in any order, at once from several processes: see turns.merge. None for a conversation that was
         deleted. Messages from before an erasure are dropped. Where a message belongs to another conversation or another
         place, nothing of its conversation is recorded: InvalidArgument stands in its place. The statements are as many for
-        one conversation as for many.
+        one conversation as for many. None also where the user was purged.
         """
+        try:
+            return await self._record(told, user_id=user_id)
+        except exc.IntegrityError as error:
+            if violated_constraint(error) != PURGED_USERS:
+                raise
+        purged = await self._purged({key.user_id for key in told})
+        others = {key: turns_of for key, turns_of in told.items() if key.user_id not in purged}
+        results: dict[ConversationKey, Recorded | ServiceError | None] = dict.fromkeys(told)
+        return results | (await self._record(others, user_id=user_id) if others else {})
+
+    async def _purged(self, user_ids: Collection[str]) -> Collection[str]:
+        query = sa.select(purged_users.c.user_id).where(purged_users.c.user_id.in_(list(user_ids)))
+        async with self._database.service_transaction() as connection:
+            return set((await connection.execute(query)).scalars())
+
+    async def _record(
+        self, told: Mapping[ConversationKey, Sequence[Turn]], *, user_id: str | None
+    ) -> dict[ConversationKey, Recorded | ServiceError | None]:
         database = self._database
         whose = database.service_transaction() if user_id is None else database.transaction(user_id=user_id)
         async with whose as connection:

@@ -58,6 +58,9 @@ end
 redis.call('SET', KEYS[1], ARGV[2] .. '\\n' .. string.sub(block, #head + 1) .. ARGV[3], 'EX', ARGV[4])
 return 1
 """
+# Well within the time that one operation may take.
+_DELETED_AT_ONCE: Final = 100
+_DELETE: Final = "return redis.call('DEL', KEYS[1]) + 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +118,10 @@ class WorkingSet:
         if growth.from_version is None:
             encoded = _encoded(Block(1, 0, growth.turns[::-1]))
             is_too_large = len(encoded) > limits.most_bytes
-            return None if is_too_large else (_PUT, _key(growth.key), growth.version, encoded, limits.ttl_seconds)
+            return None if is_too_large else (_PUT, key_of(growth.key), growth.version, encoded, limits.ttl_seconds)
         lines = _lines(growth.turns)
         version = (growth.from_version, growth.version)
-        return _APPEND, _key(growth.key), *version, lines, limits.ttl_seconds, limits.most_bytes
+        return _APPEND, key_of(growth.key), *version, lines, limits.ttl_seconds, limits.most_bytes
 
     async def evict(self, evicted: Mapping[ConversationKey, int]) -> bool:
         """Forgets, of each conversation, every block from before its version, and what readers under way would still put.
@@ -127,12 +130,22 @@ class WorkingSet:
         Redis did not answer.
         """
         ttl = self._limits.ttl_seconds
-        commands = [(_PUT, _key(key), version, _NOTHING_HELD, ttl) for key, version in evicted.items()]
+        commands = [(_PUT, key_of(key), version, _NOTHING_HELD, ttl) for key, version in evicted.items()]
         return not commands or await self._ask("evict", commands) is not None
+
+    async def delete(self, keys: Sequence[str]) -> bool:
+        """Deletes blocks by the names that `key_of` gives, so that not even their names are left. False without an answer.
+
+        A reader under way could still put one: for users who are purged, and called again later.
+        """
+        for batch in (keys[start : start + _DELETED_AT_ONCE] for start in range(0, len(keys), _DELETED_AT_ONCE)):
+            if await self._ask("delete", [(_DELETE, key) for key in batch]) is None:
+                return False
+        return True
 
     async def _run(self, operation: str, script: str, key: ConversationKey, *arguments: bytes | int) -> tuple[bool, Any]:
         """Whether Redis answered, and what."""
-        answers = await self._ask(operation, [(script, _key(key), *arguments)])
+        answers = await self._ask(operation, [(script, key_of(key), *arguments)])
         return (False, None) if answers is None else (True, answers[0])
 
     async def _ask(self, operation: str, commands: Sequence[tuple[Any, ...]]) -> list[Any] | None:
@@ -164,7 +177,8 @@ class WorkingSet:
             return list(await pipeline.execute())
 
 
-def _key(key: ConversationKey) -> str:
+def key_of(key: ConversationKey) -> str:
+    """The name under which Redis holds the block of a conversation."""
     return f"{_PREFIX}:{key.user_id}:{key.conversation_id}"
 
 

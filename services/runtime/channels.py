@@ -15,6 +15,7 @@ from services.runtime.calls import current_call, seconds_left
 from services.runtime.errors import DeadlineExceeded
 from services.runtime.identity import AUTHORIZATION
 from services.runtime.peers import ServiceTokens
+from services.runtime.tls import Tls, connect
 
 REQUEST_ID = "x-request-id"
 
@@ -30,20 +31,20 @@ _OPTIONS = (
 )
 
 
-def open_channel(target: str, *, audience: str, tokens: ServiceTokens | None, timeout_seconds: float) -> grpc.aio.Channel:
+def open_channel(
+    target: str, *, audience: str, tokens: ServiceTokens | None, timeout_seconds: float, tls: Tls | None = None
+) -> grpc.aio.Channel:
     """A channel to the service `audience` at `target`.
 
     A call takes `timeout_seconds` at most, or what its caller has left, whichever is less; a call's own timeout goes first.
     Without `tokens` the calls carry no identity and know no caller's deadline: for what auth answers to services, which
-    several callers may wait for.
+    several callers may wait for. With `tls` the other side must prove to be `audience`.
     """
     if tokens is None:
         named = _ForwardUnary(_Named(timeout_seconds))
-        return grpc.aio.insecure_channel(target, options=_OPTIONS, interceptors=[named])
+        return connect(target, audience, tls, options=_OPTIONS, interceptors=[named])
     forward = _Forward(audience, tokens, timeout_seconds)
-    return grpc.aio.insecure_channel(
-        target, options=_OPTIONS, interceptors=[_ForwardUnary(forward), _ForwardStream(forward)]
-    )
+    return connect(target, audience, tls, options=_OPTIONS, interceptors=[_ForwardUnary(forward), _ForwardStream(forward)])
 
 
 class _Forward:

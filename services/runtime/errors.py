@@ -138,13 +138,15 @@ _BY_CODE: Mapping[grpc.StatusCode, type[ServiceError]] = {
     kind.code: kind
     for kind in (
         InvalidArgument, Unauthenticated, PermissionDenied, NotFound, AlreadyExists, Aborted, ResourceExhausted,
-        Unavailable, DeadlineExceeded, Internal,
+        Unavailable, DeadlineExceeded, FailedPrecondition, Internal,
     )
 }  # fmt: skip
 
 # Serialization failure, deadlock, lock timeout: repeating the transaction may well succeed.
 _CONFLICTS = ("40001", "40P01", "55P03")
 _STATEMENT_TIMEOUT = "57014"
+PURGED_USERS = "purged_users"
+"""What refuses the rows of a user who was purged: the constraint that its error names."""
 # Idle in a transaction for too long, and read-only (a primary that became a replica): the connection is of no more use.
 _UNUSABLE = ("25P03", "25006")
 
@@ -187,6 +189,10 @@ def _from_driver(error: psycopg.Error, request_id: str) -> ServiceError:
         return Aborted("Another change came first. Repeat the call.", reasons.ERROR_REASON_CONFLICT)
     if error.sqlstate == _STATEMENT_TIMEOUT:
         return DeadlineExceeded("The database took too long. Try again.", reasons.ERROR_REASON_DEADLINE_PASSED)
+    if error.diag.constraint_name == PURGED_USERS:
+        return Unauthenticated(
+            "The account was deleted: nothing is kept for it any more.", reasons.ERROR_REASON_USER_DELETED
+        )
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) or error.sqlstate in _UNUSABLE:
         return _database_unavailable()
     return _internal(request_id)

@@ -101,6 +101,10 @@ class TokenVerifier:
             self._check_session(session_id)
         elif claims["aud"] == self._audience and isinstance(actor, dict):
             service = _actor(actor, service)
+            standing_id = claims.get("std")
+            if isinstance(standing_id, str):
+                # Ends with the user's right to be acted for, as a session does.
+                self._check_session(standing_id)
         else:
             # A service token where a user's belongs, or a token for another service.
             raise _invalid()

@@ -10,3 +10,11 @@ def new_id() -> str:
     value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
     value = value & ~(0xF << 76) | 0x7 << 76
     return str(uuid.UUID(int=value & ~(0x3 << 62) | 0x2 << 62))
+
+
+def is_id(text: str) -> bool:
+    """Whether this is a UUID as we write them: in lower case, with dashes."""
+    try:
+        return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False

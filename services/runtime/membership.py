@@ -12,6 +12,7 @@ from services.runtime.duties import beside
 from services.runtime.identity import TokenVerifier
 from services.runtime.peers import EndedSessionsFeed, RemoteKeys, ServiceTokens, read_credential
 from services.runtime.settings import PeerSettings
+from services.runtime.tls import Tls
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,11 @@ class Membership:
 async def membership(service: str, settings: PeerSettings) -> AsyncIterator[Membership]:
     """The membership of `service`, with the feed of ended sessions followed until the block ends."""
     async with open_channel(
-        settings.auth_target, audience="auth", tokens=None, timeout_seconds=settings.peer_timeout_seconds
+        settings.auth_target,
+        audience="auth",
+        tokens=None,
+        timeout_seconds=settings.peer_timeout_seconds,
+        tls=Tls.from_settings(settings),
     ) as auth:
         tokens = ServiceTokens(auth, workload=service, credential=read_credential(settings.workload_credential_file))
         ended = EndedSessionsFeed(auth, tokens, grace_seconds=settings.ended_sessions_grace_seconds)

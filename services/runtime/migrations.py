@@ -11,6 +11,7 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
+import sqlalchemy as sa
 from alembic import command, op
 from alembic.config import Config
 from procrastinate.schema import SchemaManager
@@ -91,6 +92,46 @@ def keep_for_service(table: str) -> None:
     op.execute(f"alter table {table} enable row level security")
     op.execute(f"alter table {table} force row level security")
     op.execute(f"create policy {table}_of_service on {table} using ({service}) with check ({service})")
+
+
+_FENCE = """
+create function refuse_purged_users() returns trigger language plpgsql as $$
+declare
+  writer uuid;
+begin
+  for writer in select distinct user_id from written loop
+    perform pg_advisory_xact_lock_shared(hashtextextended('parley purge ' || writer, 0));
+    -- In a statement of its own, which sees what was committed while this one waited.
+    if exists (select from purged_users where purged_users.user_id = writer) then
+      raise exception 'the user was deleted' using errcode = 'check_violation', constraint = 'purged_users';
+    end if;
+  end loop;
+  return null;
+end
+$$
+"""
+
+
+def fence_purged_users(*tables: str) -> None:
+    """Inside `upgrade()`: refuses new rows of users who were purged (services/runtime/purging.py), in these tables.
+
+    Tables whose rows refer to one of these by a foreign key need no fence of their own.
+    """
+    op.create_table(
+        "purged_users",
+        sa.Column("user_id", sa.Uuid, nullable=False),
+        sa.Column("purge_time", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
+        sa.Column("held_keys", sa.ARRAY(sa.Text), nullable=False, server_default=sa.text("'{}'::text[]")),
+        sa.PrimaryKeyConstraint("user_id", name="purged_users_pkey"),
+    )
+    isolate_by_user("purged_users")
+    op.execute(_FENCE)
+    for table in tables:
+        # Once a statement, and not for every row.
+        op.execute(
+            f"create trigger {table}_of_purged after insert on {table} referencing new table as written"
+            " for each statement execute function refuse_purged_users()"
+        )
 
 
 def create_job_tables() -> None:

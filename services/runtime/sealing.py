@@ -77,15 +77,15 @@ class Seal:
 
     def open(self, sealed: bytes, *, context: bytes) -> bytes:
         """The value that was sealed with this context. Raises SealError."""
-        form, nonce, rest = sealed[:1], sealed[1 : 1 + _NONCE_BYTES], sealed[1 + _NONCE_BYTES :]
-        if form != _FORM or len(nonce) < _NONCE_BYTES:
-            raise SealError("not a sealed value")
-        for cipher in self._ciphers:
-            try:
-                return cipher.decrypt(nonce, rest, _FORM + context)
-            except InvalidTag:
-                continue
-        raise SealError("sealed with another key or for another place")
+        return _opened(self._ciphers, sealed, context)
+
+    def is_newest(self, sealed: bytes, *, context: bytes) -> bool:
+        """Whether the first key opens it: anything else is to be sealed anew before an old key is taken away."""
+        try:
+            _opened(self._ciphers[:1], sealed, context)
+        except SealError:
+            return False
+        return True
 
     def fingerprint(self, plain: bytes) -> bytes:
         """What tells a value from others and, unlike a plain digest, does not let a short secret in it be guessed."""
@@ -95,3 +95,15 @@ class Seal:
         """Whether the fingerprint, made with any of the keys, is that of this value."""
         made = (hmac.digest(key, plain, hashlib.sha256) for key in self._fingerprint_keys)
         return any(hmac.compare_digest(fingerprint, one) for one in made)
+
+
+def _opened(ciphers: Sequence[AESGCM], sealed: bytes, context: bytes) -> bytes:
+    form, nonce, rest = sealed[:1], sealed[1 : 1 + _NONCE_BYTES], sealed[1 + _NONCE_BYTES :]
+    if form != _FORM or len(nonce) < _NONCE_BYTES:
+        raise SealError("not a sealed value")
+    for cipher in ciphers:
+        try:
+            return cipher.decrypt(nonce, rest, _FORM + context)
+        except InvalidTag:
+            continue
+    raise SealError("sealed with another key or for another place")

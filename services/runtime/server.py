@@ -22,6 +22,7 @@ from parley.options.v1 import options_pb2
 from services.runtime.identity import TokenVerifier
 from services.runtime.interceptors import CallInterceptor
 from services.runtime.settings import ServerSettings
+from services.runtime.tls import Tls, listen
 
 log = structlog.get_logger(__name__)
 
@@ -111,12 +112,12 @@ class GrpcServer:
         for mount in mounts:
             mount.add(mount.servicer, self._server)
 
-    async def start(self) -> int:
-        """Binds and serves; returns the port. Raises OSError when the address cannot be had."""
-        try:
-            port = self._server.add_insecure_port(self._address)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {self._address}: is the port taken?") from error
+    async def start(self, *, tls: Tls | None = None) -> int:
+        """Binds and serves, with `tls` for parts of the suite only; returns the port.
+
+        Raises OSError when the address cannot be had.
+        """
+        port = listen(self._server, self._address, tls)
         await self._server.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         return port
@@ -143,7 +144,7 @@ async def serve(server: GrpcServer, settings: ServerSettings) -> None:
         loop.add_signal_handler(signal_number, stop.set)
     metrics, metrics_thread = _serve_metrics(settings.metrics_address)
     _spare_collections()
-    port = await server.start()
+    port = await server.start(tls=Tls.from_settings(settings))
     log.info("server.started", address=settings.listen_address, port=port)
     try:
         await stop.wait()

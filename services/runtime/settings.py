@@ -13,6 +13,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from services.runtime.log import LogFormat
+from services.runtime.tls import TlsSettings
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -41,7 +42,7 @@ Address = Annotated[str, AfterValidator(_address)]
 PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
 
 
-class ServerSettings(BaseSettings):
+class ServerSettings(TlsSettings):
     """What it takes to be a process of the suite."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore")
@@ -66,7 +67,7 @@ class ServerSettings(BaseSettings):
     """`text`, `json`, or `auto`: text in a terminal."""
 
 
-class PeerSettings(BaseSettings):
+class PeerSettings(TlsSettings):
     """What it takes to verify identities and to call other services; every service but auth."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore")

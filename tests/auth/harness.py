@@ -1,21 +1,23 @@
 """A real auth server for tests: real database, real interceptors, a real port, and what tests ask of it."""
 
 import asyncio
+import base64
 import hashlib
 import json
+import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import psycopg
 import pytest
 from sqlalchemy import event
 
-from parley.auth.v1 import auth_pb2, auth_pb2_grpc
+from parley.auth.v1 import auth_pb2, auth_pb2_grpc, user_pb2_grpc
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.auth.__main__ import Assembly, assembled
 from services.auth.settings import AuthSettings
@@ -27,8 +29,12 @@ PASSWORD = "correct horse battery"
 CREDENTIALS = {"chat": "chat-credential", "memory": "memory-credential"}
 CHEAP_HASHES = {"argon2_time_cost": 1, "argon2_memory_kib": 8, "argon2_parallelism": 1}
 CALL_SECONDS = 20
+# A port that nobody listens on.
+NOWHERE = "ipv4:127.0.0.1:1"
+SEALING_KEY = base64.b64encode(b"k" * 32).decode()
 NOT_NOTED = ("set_config", "sessions.end_time >", "signing_keys")
 
+T = TypeVar("T")
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -56,6 +62,7 @@ class RunningAuth:
         self.channel = grpc.aio.insecure_channel(self.target, options=[("grpc.use_local_subchannel_pool", 1)])
         self.auth = auth_pb2_grpc.AuthServiceStub(self.channel)
         self.tokens = auth_pb2_grpc.TokenServiceStub(self.channel)
+        self.users = user_pb2_grpc.UserServiceStub(self.channel)
 
     async def register(self, name: str | None = None) -> Person:
         """A new person, under a name that nobody else has."""
@@ -63,6 +70,12 @@ class RunningAuth:
         request = auth_pb2.RegisterRequest(username=username, email=f"{username}@example.com", password=PASSWORD)
         answer = await self.auth.Register(request, timeout=CALL_SECONDS)
         return Person(answer.user.id, username, answer.user.email, answer.tokens)
+
+    async def administrator(self) -> Person:
+        """A new person who is an administrator, and whose token says so."""
+        person = await self.register()
+        await self.execute("update users set is_admin = true where id = %s", person.id)
+        return Person(person.id, person.username, person.email, await self.login(person.username))
 
     async def login(self, name: str, password: str = PASSWORD, **metadata: str) -> auth_pb2.TokenPair:
         request = auth_pb2.LoginRequest(username=name, password=password)
@@ -136,6 +149,15 @@ async def refusal(call: Awaitable[Any]) -> ServiceError:
     return from_rpc_error(caught.value)
 
 
+async def until(condition: Callable[[], Awaitable[T]], *, within_seconds: float = 30) -> T:
+    """What the condition gives, once that is something."""
+    end = time.monotonic() + within_seconds
+    while not (found := await condition()):
+        assert time.monotonic() < end, "it did not come to pass"
+        await asyncio.sleep(0.05)
+    return found
+
+
 def write_digests(path: Path) -> Path:
     digests = {name: hashlib.sha256(secret.encode()).hexdigest() for name, secret in CREDENTIALS.items()}
     path.write_text(json.dumps(digests))
@@ -147,6 +169,11 @@ def make_settings(database: ServiceDatabase, folder: Path, **changes: Any) -> Au
         "listen_address": "127.0.0.1:0",
         "metrics_address": "127.0.0.1:0",
         "database_url": database.url,
+        "chat_target": NOWHERE,
+        "memory_target": NOWHERE,
+        "sealing_key": SEALING_KEY,
+        # All the tests come from one address.
+        "sign_in_free_failures_per_address": 100_000,
         "workload_digests_file": write_digests(folder / f"digests-{uuid.uuid4().hex}.json"),
         **CHEAP_HASHES,
     }

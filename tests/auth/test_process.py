@@ -13,7 +13,18 @@ from pydantic import ValidationError
 from parley.auth.v1 import auth_pb2, auth_pb2_grpc
 from services.runtime.settings import explain
 from suite.databases import ServiceDatabase
-from tests.auth.harness import CHEAP_HASHES, CREDENTIALS, PASSWORD, bearer, make_settings, new_name, refusal, write_digests
+from tests.auth.harness import (
+    CHEAP_HASHES,
+    CREDENTIALS,
+    NOWHERE,
+    PASSWORD,
+    SEALING_KEY,
+    bearer,
+    make_settings,
+    new_name,
+    refusal,
+    write_digests,
+)
 
 START_SECONDS = 15
 
@@ -26,6 +37,9 @@ def environment(database: ServiceDatabase, folder: Path, **changes: str) -> dict
         "METRICS_ADDRESS": "127.0.0.1:0",
         "DATABASE_URL": database.url,
         "WORKLOAD_DIGESTS_FILE": str(write_digests(folder / "digests.json")),
+        "CHAT_TARGET": NOWHERE,
+        "MEMORY_TARGET": NOWHERE,
+        "SEALING_KEY": SEALING_KEY,
         "LOG_FORMAT": "json",
         "DRAIN_WAIT_SECONDS": "0",
         **{name.upper(): str(value) for name, value in CHEAP_HASHES.items()},

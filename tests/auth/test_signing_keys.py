@@ -1,18 +1,21 @@
 """Rotation of the signing keys: known before they sign, known after, the same in every process."""
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import jwt
 import pytest
+from cryptography.hazmat.primitives.serialization import load_der_private_key
 
 from parley.auth.v1 import auth_pb2
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.runtime.errors import Unauthenticated
 from services.runtime.identity import TokenVerifier
+from services.runtime.sealing import Seal, SealError
 from suite.databases import ServiceDatabase
-from tests.auth.harness import RunningAuth, make_settings, running_auth
+from tests.auth.harness import SEALING_KEY, RunningAuth, make_settings, running_auth
 
 DAY_SECONDS = 86_400
 ROTATION_SECONDS = 30 * DAY_SECONDS
@@ -112,3 +115,51 @@ async def test_a_second_process_verifies_what_the_first_signed(rotating: Running
     person = await rotating.register()
     async with running_auth(rotating.database, make_settings(rotating.database, tmp_path)) as second:
         assert (await second.me(person.tokens.access_token)).id == person.id
+
+
+def key(letter: bytes) -> str:
+    return base64.b64encode(letter * 32).decode()
+
+
+async def stored(auth: RunningAuth) -> list[tuple[str, bytes]]:
+    rows = await auth.execute("select kid, private_key from signing_keys order by activate_time")
+    return [(kid, bytes(held)) for kid, held in rows]
+
+
+async def test_at_rest_the_keys_are_sealed_each_for_its_row(rotating: RunningAuth) -> None:
+    await pass_time(rotating, ROTATION_SECONDS - AHEAD_SECONDS + 1)
+    (first, held), (second, other) = await stored(rotating)
+    seal = Seal([b"k" * 32])
+    private = seal.open(held, context=f"signing key {first}".encode())
+    assert load_der_private_key(private, password=None).public_key()
+    for sealed, kid in ((held, second), (other, first)):
+        with pytest.raises(SealError):
+            seal.open(sealed, context=f"signing key {kid}".encode())
+
+
+async def test_keys_of_an_earlier_release_are_sealed_at_the_next_start(
+    own_database: ServiceDatabase, tmp_path: Path
+) -> None:
+    async with running_auth(own_database, make_settings(own_database, tmp_path)) as before:
+        person = await before.register()
+        [(kid, held)] = await stored(before)
+        plain = Seal([b"k" * 32]).open(held, context=f"signing key {kid}".encode())
+        await before.execute("update signing_keys set private_key = %s", plain)
+    async with running_auth(own_database, make_settings(own_database, tmp_path)) as after:
+        [(_, sealed)] = await stored(after)
+        assert plain not in sealed
+        assert Seal([b"k" * 32]).open(sealed, context=f"signing key {kid}".encode()) == plain
+        assert await after.is_signed_in(person.tokens.access_token)
+
+
+async def test_the_sealing_key_is_changed_in_two_starts(own_database: ServiceDatabase, tmp_path: Path) -> None:
+    async with running_auth(own_database, make_settings(own_database, tmp_path)) as before:
+        person = await before.register()
+    both = make_settings(own_database, tmp_path, sealing_key=f"{key(b'n')},{SEALING_KEY}")
+    async with running_auth(own_database, both) as changing:
+        assert await changing.is_signed_in(person.tokens.access_token)
+    async with running_auth(own_database, make_settings(own_database, tmp_path, sealing_key=key(b"n"))) as changed:
+        assert await changed.is_signed_in(person.tokens.access_token)
+    with pytest.raises(SealError):
+        async with running_auth(own_database, make_settings(own_database, tmp_path)):
+            pass

@@ -132,7 +132,7 @@ class _NeverCalled(memory_pb2_grpc.MemoryServiceServicer):
         yield
 
     GetSummary = DeleteMemories = ListMemories = GetMemory = UpdateMemory = _refused
-    ListMemoryHistory = ImportMemories = _refused
+    ListMemoryHistory = ImportMemories = PurgeUser = _refused
     ExportMemories = _refused_stream
 
 

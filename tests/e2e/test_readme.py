@@ -3,9 +3,12 @@
 import asyncio
 import re
 from asyncio.subprocess import PIPE, STDOUT
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-from tests.e2e.harness import Suite
+import pytest
+
+from tests.e2e.harness import Suite, environment
 from tests.suite_process import ROOT
 
 EDGE = "http://127.0.0.1:8080"
@@ -18,8 +21,17 @@ def first_words(readme: Path) -> str:
     return next(block for block in blocks if block.startswith(f"EDGE={EDGE}"))
 
 
-async def test_the_first_words_hold_a_conversation(suite: Suite) -> None:
-    script = first_words(ROOT / "README.md").replace(EDGE, suite.url)
+@pytest.fixture
+async def as_it_comes(tmp_path: Path) -> AsyncIterator[Suite]:
+    """A suite with the limits that it has by default, which the other tests do not."""
+    settings = {name: value for name, value in environment(tmp_path).items() if not name.startswith("LIMIT_")}
+    suite = await Suite.start(settings)
+    yield suite
+    assert await suite.stop() == 0
+
+
+async def test_the_first_words_hold_a_conversation(as_it_comes: Suite) -> None:
+    script = first_words(ROOT / "README.md").replace(EDGE, as_it_comes.url)
     shell = await asyncio.create_subprocess_exec("bash", "-euo", "pipefail", "-c", script, stdout=PIPE, stderr=STDOUT)
     said = (await asyncio.wait_for(shell.communicate(), 60))[0].decode()
     assert shell.returncode == 0, said

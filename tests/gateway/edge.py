@@ -39,10 +39,11 @@ class Edge:
     port: int
     admin_port: int
     directory: Path
+    has_tls: bool = False
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.has_tls else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def admin_url(self) -> str:
@@ -108,6 +109,7 @@ async def running_edge(endpoints: Mapping[str, tuple[Address, ...]], **settings:
         update={
             "edge_address": Address("127.0.0.1", port),
             "edge_admin_address": Address("127.0.0.1", admin_port),
+            "limits_enabled": False,
             **values,
             **settings,
         }
@@ -121,7 +123,7 @@ async def running_edge(endpoints: Mapping[str, tuple[Address, ...]], **settings:
                 stdout=log,
                 stderr=log,
             )
-            edge = Edge(port, admin_port, directory)
+            edge = Edge(port, admin_port, directory, edge_settings.has_tls)
             try:
                 await edge.until_answers("/api", 200)
                 yield edge

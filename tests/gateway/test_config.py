@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.message import Message
 from pydantic import ValidationError
 
 from gateway.config import write
-from gateway.contract import DESCRIPTORS, exposed_rpcs, read_descriptors
+from gateway.contract import DESCRIPTORS, ContractError, exposed_rpcs, read_descriptors
+from gateway.routes import route_configuration
 from gateway.settings import Address, EdgeSettings
 from parley.chat.v1 import chat_pb2
 from parley.options.v1 import options_pb2
@@ -37,6 +39,9 @@ ODD_SETTINGS = [
         "REQUEST_TIMEOUT_SECONDS": "600",
         "MAX_BODY_BYTES": "1024",
         "EDGE_CONCURRENCY": "16",
+        "LIMITS_ENABLED": "false",
+        "EXTERNAL_TOKENS_ENABLED": "true",
+        "EDGE_PROXIES": "2",
     },
     {"CORS_ALLOWED_ORIGINS": "*", "ALLOWED_HOSTS": "*"},
 ]
@@ -171,3 +176,44 @@ def test_no_exposed_rpc_is_for_services() -> None:
         "parley.chat.v1.TaskService",
         "parley.memory.v1.MemoryService",
     }
+
+
+def _planted(limit: options_pb2.Limit.ValueType, *, rpc: str) -> FileDescriptorSet:
+    """The contract with another limit on one RPC of auth."""
+    descriptors = read_descriptors(DESCRIPTORS)
+    (method,) = (
+        method
+        for file in descriptors.file
+        if file.package == "parley.auth.v1"
+        for service in file.service
+        for method in service.method
+        if method.name == rpc
+    )
+    method.options.Extensions[options_pb2.limit] = limit
+    return descriptors
+
+
+@pytest.mark.parametrize(
+    ("rpc", "limit"),
+    [
+        ("Login", options_pb2.LIMIT_UNSPECIFIED),
+        ("Login", options_pb2.LIMIT_GENERAL),
+        ("GetMe", options_pb2.LIMIT_SIGN_IN),
+    ],
+)
+def test_a_limit_that_does_not_fit_who_calls_is_refused(rpc: str, limit: options_pb2.Limit.ValueType) -> None:
+    with pytest.raises(ContractError, match=f"{rpc} needs a limit"):
+        exposed_rpcs(_planted(limit, rpc=rpc))
+
+
+def test_what_is_not_limited_by_contract_has_no_limit_on_its_routes(tmp_path: Path) -> None:
+    rpcs = exposed_rpcs(_planted(options_pb2.LIMIT_NONE, rpc="GetMe"))
+    routes = route_configuration(EdgeSettings(), rpcs, tmp_path, "1")["virtual_hosts"][0]["routes"]
+    limited = {
+        path: {"limit_by_address", "limit_by_user"} & set(route["typed_per_filter_config"])
+        for route in routes
+        if (path := route["match"].get("path", "")).startswith("/api/v1/auth/") and "route" in route
+    }
+    assert limited["/api/v1/auth/me"] == set()
+    assert limited["/api/v1/auth/login"] == {"limit_by_address"}
+    assert limited["/api/v1/auth/verify"] == {"limit_by_user"}

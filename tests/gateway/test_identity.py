@@ -20,7 +20,7 @@ CLAIMS = {"aud": "parley", "sub": "01990000-0000-7000-8000-000000000001", "sid":
 
 
 async def test_no_token(client: httpx2.AsyncClient, script: Script) -> None:
-    for headers in ({}, {"authorization": "Basic YTpi"}):
+    for headers in ({}, {"authorization": "Digest YTpi"}):
         response = await client.get(ME, headers=headers)
         assert error_of(response) == (401, code_pb2.UNAUTHENTICATED, "IDENTITY_MISSING")
         assert response.headers["www-authenticate"].startswith("Bearer ")

@@ -15,6 +15,7 @@ from services.chat.mcp.server import McpServer
 from services.chat.model.request import FunctionSpec
 from services.chat.tools.tool import ToolError
 from services.runtime.errors import to_service_error
+from services.runtime.tls import TlsSettings
 from tests.gateway.backend import Service, endpoints_of
 from tests.gateway.conftest import ORIGIN, USER_ID, bearer
 from tests.gateway.edge import Edge, error_of, running_edge
@@ -55,7 +56,7 @@ class Faults:
 @pytest.fixture(scope="module")
 async def mcp_edge(services: dict[str, Service], issuer: Issuer) -> AsyncIterator[Edge]:
     server = McpServer([Who(), Refuses(), Faults()])
-    async with server.serving(issuer.verifier("chat"), address="127.0.0.1:0") as listener:
+    async with server.serving(issuer.verifier("chat"), TlsSettings(), address="127.0.0.1:0") as listener:
         where = (Address("127.0.0.1", listener.port),)
         settings = {"mcp_endpoints": where, "cors_allowed_origins": (ORIGIN,), "jwks_refresh_seconds": 1}
         async with running_edge(endpoints_of(services), **settings) as edge:
@@ -121,7 +122,7 @@ async def test_without_an_identity_the_edge_refuses(mcp_edge: Edge) -> None:
 
 
 async def test_the_service_verifies_by_itself(mcp_edge: Edge, issuer: Issuer) -> None:
-    async with McpServer([Who()]).serving(issuer.verifier("chat"), address="127.0.0.1:0") as listener:
+    async with McpServer([Who()]).serving(issuer.verifier("chat"), TlsSettings(), address="127.0.0.1:0") as listener:
         url = f"http://127.0.0.1:{listener.port}/mcp"
         for_another = issuer.on_behalf_token(USER_ID, service="chat", audience="memory")
         async with mcp_edge.client() as client:
@@ -199,7 +200,7 @@ async def test_what_is_open_ends_in_a_drain_and_nothing_new_is_taken(issuer: Iss
 
     headers = {**ACCEPT, **bearer(issuer)}
     async with (
-        McpServer([Waits()]).serving(issuer.verifier("chat"), address="127.0.0.1:0") as listener,
+        McpServer([Waits()]).serving(issuer.verifier("chat"), TlsSettings(), address="127.0.0.1:0") as listener,
         httpx2.AsyncClient(base_url=f"http://127.0.0.1:{listener.port}", verify=False, trust_env=False) as client,
     ):
         running = asyncio.create_task(client.post("/mcp", json=CALL, headers=headers))
@@ -213,9 +214,11 @@ async def test_what_is_open_ends_in_a_drain_and_nothing_new_is_taken(issuer: Iss
 
 
 async def test_a_taken_port_is_named(issuer: Issuer) -> None:
-    async with McpServer([Who()]).serving(issuer.verifier("chat"), address="127.0.0.1:0") as listener:
+    async with McpServer([Who()]).serving(issuer.verifier("chat"), TlsSettings(), address="127.0.0.1:0") as listener:
         with pytest.raises(OSError, match=f"cannot serve MCP on 127.0.0.1:{listener.port}"):
-            async with McpServer([Who()]).serving(issuer.verifier("chat"), address=f"127.0.0.1:{listener.port}"):
+            async with McpServer([Who()]).serving(
+                issuer.verifier("chat"), TlsSettings(), address=f"127.0.0.1:{listener.port}"
+            ):
                 pass
 
 

@@ -117,7 +117,12 @@ async def test_openapi_document_says_what_the_contract_says(client: httpx2.Async
     assert request["metadata"]["propertyNames"] == {"minLength": 1, "maxLength": 64}
     stream = document["paths"]["/api/v1/chat/stream"]["post"]
     assert set(stream["responses"]["200"]["content"]) == {"text/event-stream", "application/x-ndjson"}
-    assert stream["security"] == [{"bearer": []}]
+    assert [name for each in stream["security"] for name in each] == [
+        "bearer",
+        "basic",
+        "cookie_session_token",
+        "cookie_better-auth.session_token",
+    ]
     assert "CONVERSATION_NOT_FOUND" in stream["responses"]["404"]["content"]["application/json"]["examples"]
     assert document["paths"]["/api/v1/auth/login"]["post"]["security"] == []
     by_user = document["paths"]["/api/v1/chat/{user_id}"]["post"]
@@ -156,7 +161,7 @@ async def test_openapi_document_describes_following(client: httpx2.AsyncClient) 
     places = {parameter["name"]: parameter["in"] for parameter in follow["parameters"]}
     assert places == {"generation_id": "path", "after_sequence": "query", "Last-Event-ID": "header"}
     assert set(follow["responses"]) >= {"200", "204", "401", "404"}
-    cookies = [name for each in follow["security"] for name in each if name != "bearer"]
+    cookies = [name for each in follow["security"] for name in each if name not in {"bearer", "basic"}]
     assert [document["components"]["securitySchemes"][name]["name"] for name in cookies] == [
         "session_token",
         "better-auth.session_token",

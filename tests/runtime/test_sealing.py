@@ -49,6 +49,17 @@ def test_keys_are_rotated_without_losing_what_the_old_one_sealed() -> None:
     assert both.is_fingerprint(Seal([OLD]).fingerprint(b"x"), b"x")
 
 
+def test_what_the_first_key_did_not_seal_is_to_be_sealed_anew() -> None:
+    old, new = Seal([b"o" * 32]), Seal([b"n" * 32, b"o" * 32])
+    sealed = old.seal(b"secret", context=b"row")
+    assert old.is_newest(sealed, context=b"row")
+    assert not new.is_newest(sealed, context=b"row")
+    assert new.is_newest(new.seal(new.open(sealed, context=b"row"), context=b"row"), context=b"row")
+    for other in (b"", b"plain", sealed[:-1]):
+        assert not old.is_newest(other, context=b"row")
+    assert not old.is_newest(sealed, context=b"another row")
+
+
 def test_a_fingerprint_knows_its_value_and_needs_the_key() -> None:
     seal = Seal([OLD])
     assert seal.is_fingerprint(seal.fingerprint(b"x"), b"x")

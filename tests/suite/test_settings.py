@@ -156,17 +156,19 @@ def test_credentials_are_the_same_at_every_start(folder: Path) -> None:
     assert Path(service_environment(again, "chat")["WORKLOAD_CREDENTIAL_FILE"]).read_text() == secret
 
 
-def test_the_sealing_key_is_made_once_or_given_and_is_chats_alone(folder: Path) -> None:
+@pytest.mark.parametrize("service", ["auth", "chat"])
+def test_a_sealing_key_is_made_once_or_given_and_is_one_services_alone(folder: Path, service: str) -> None:
     whole = plan({}, folder / "data")
-    made = service_environment(whole, "chat")["SEALING_KEY"]
+    made = service_environment(whole, service)["SEALING_KEY"]
     again = Plan(read_settings({}), {}, DataFolder(folder / "data"), Terminal())
-    assert service_environment(again, "chat", 1)["SEALING_KEY"] == made
+    assert service_environment(again, service, 1)["SEALING_KEY"] == made
     assert len(sealing_keys(made)) == 1
-    assert (folder / "data" / "credentials" / "chat.sealing-key").stat().st_mode & 0o777 == 0o600
-    for other in (service_environment(whole, "auth"), service_environment(whole, "memory"), whole.edge_configuration()):
+    assert (folder / "data" / "credentials" / f"{service}.sealing-key").stat().st_mode & 0o777 == 0o600
+    others = [service_environment(whole, other) for other in ("auth", "chat", "memory") if other != service]
+    for other in (*others, whole.edge_configuration()):
         assert made not in str(other)
     given = plan({"SEALING_KEY": "B" * 43 + "="}, folder / "given")
-    assert service_environment(given, "chat")["SEALING_KEY"] == "B" * 43 + "="
+    assert service_environment(given, service)["SEALING_KEY"] == "B" * 43 + "="
 
 
 def test_every_process_of_chat_serves_mcp_and_the_edge_knows_all(folder: Path) -> None:
@@ -282,3 +284,38 @@ def test_every_process_of_chat_listens_on_ports_of_its_own(folder: Path) -> None
     met = check_settings({"PARLEY_CHAT_PROCESSES": "2", "PARLEY_CHAT_MCP_PORT": "9162"})[1]
     assert len(met) == 1
     assert "PARLEY_CHAT_MCP_PORT" in met[0]
+
+
+def test_the_limiter_counts_in_the_suites_redis_and_the_edge_knows_it(folder: Path) -> None:
+    whole = plan({"PARLEY_LIMITER_PORT": "7300", "LIMIT_MODEL": "5/minute"}, folder)
+    limiter = whole.limiter_part(redis_url="redis://there").program.environment
+    assert (limiter["LISTEN_ADDRESS"], limiter["REDIS_URL"]) == ("127.0.0.1:7300", "redis://there")
+    assert limiter["LIMIT_MODEL"] == "5/minute"
+    edge = whole.edge_configuration().environment
+    assert edge["LIMITER_ENDPOINTS"] == "127.0.0.1:7300"
+    assert "LIMIT_MODEL" not in edge
+    for said, meant in (("false", False), ("0", False), ("Off", False), ("true", True)):
+        assert plan({"LIMITS_ENABLED": said}, folder / said).is_limited is meant
+
+
+def test_the_edge_asks_about_foreign_tokens_only_where_there_are_issuers(folder: Path) -> None:
+    assert plan({}, folder / "none").edge_configuration().environment["EXTERNAL_TOKENS_ENABLED"] == "false"
+    some = plan({"EXTERNAL_ISSUERS_FILE": "issuers.json"}, folder / "some")
+    assert some.edge_configuration().environment["EXTERNAL_TOKENS_ENABLED"] == "true"
+    assert service_environment(some, "auth")["EXTERNAL_ISSUERS_FILE"] == "issuers.json"
+    assert "EXTERNAL_ISSUERS_FILE" not in service_environment(some, "chat")
+
+
+def test_each_part_shows_a_certificate_of_its_own(folder: Path) -> None:
+    whole = plan({"PARLEY_CERTIFICATES": str(folder / "certs")}, folder / "data")
+    parts = {name: service_environment(whole, name) for name in ("auth", "chat", "memory")}
+    parts["edge"] = dict(whole.edge_configuration().environment)
+    parts["limiter"] = dict(whole.limiter_part(redis_url="redis://there").program.environment)
+    for name, environment in parts.items():
+        assert environment["SERVICE_TLS_KEY_FILE"] == str(folder / "certs" / f"{name}.key")
+        assert environment["SERVICE_TLS_CA_FILE"] == str(folder / "certs" / "ca.pem")
+    assert parts["edge"]["EDGE_TLS_CERTIFICATE_FILE"] == str(folder / "certs" / "public.pem")
+    assert whole.edge_url.startswith("https://")
+    own = plan({"EDGE_TLS_CERTIFICATE_FILE": "mine.pem", "EDGE_TLS_KEY_FILE": "mine.key"}, folder / "own")
+    assert own.edge_configuration().environment["EDGE_TLS_CERTIFICATE_FILE"] == "mine.pem"
+    assert "SERVICE_TLS_KEY_FILE" not in own.edge_configuration().environment

@@ -129,7 +129,7 @@ class ConversationStore:
             # What the provider keeps of those that ended is forgotten already.
             running = [row for row in found if row.status == "running"]
             if kept := [response_id for row in running for response_id in row.provider_response_ids]:
-                await defer_forgetting(self._jobs, connection, kept)
+                await defer_forgetting(self._jobs, connection, kept, user_id=user_id)
         return Deleted(count, [row.id for row in running], [row.id for row in found if row.status != "running"])
 
     async def list_messages(

@@ -18,6 +18,8 @@ class Forgetting:
         """Makes the queue know the handler."""
         jobs.register(FORGET_RESPONSES, self._forget)
 
-    async def _forget(self, *, response_ids: str) -> None:
+    async def _forget(self, *, response_ids: str, user_id: str = "") -> None:
+        # The user is named so that a purge can wait for it; jobs of the previous release name none.
+        del user_id
         for response_id in response_ids.split(","):
             await self._model.forget(response_id)

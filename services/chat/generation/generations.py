@@ -212,7 +212,7 @@ class Generations:
     async def _forget_responses(self, reply: Reply) -> None:
         """A conversation that was deleted takes with it what the provider kept, also what its row did not name yet."""
         try:
-            await self._store.forget_responses(reply.response_ids)
+            await self._store.forget_responses(reply.response_ids, user_id=reply.turn.generation.user_id)
         except ServiceError as error:
             log.warning("generation.responses_not_forgotten", error=type(error).__name__)
 

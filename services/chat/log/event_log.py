@@ -17,9 +17,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.chat.log.entries import CONTROL, FENCE, KEY, WRITE, Logged, LogLine, logged, packed
-from services.chat.log.redis_scripts import Scripts
 from services.runtime.breaker import Breaker
 from services.runtime.duties import go_on
+from services.runtime.redis_scripts import Scripts
 
 log = structlog.get_logger(__name__)
 
@@ -255,11 +255,18 @@ class EventLog:
 
     async def delete(self, generation_ids: Sequence[str]) -> None:
         """Deletes logs; they expire by themselves where Redis is away."""
-        try:
-            async with asyncio.timeout(self._limits.timeout_seconds):
-                await self._redis.delete(*(KEY + generation_id for generation_id in generation_ids))
-        except FAILURES as error:
-            log.warning("event_log.not_deleted", generation_ids=list(generation_ids), error=type(error).__name__)
+        await self.delete_keys([KEY + generation_id for generation_id in generation_ids])
+
+    async def delete_keys(self, keys: Sequence[str]) -> bool:
+        """Deletes logs by their keys; whether Redis has confirmed it."""
+        for batch in (keys[start : start + _LINES_AT_ONCE] for start in range(0, len(keys), _LINES_AT_ONCE)):
+            try:
+                async with asyncio.timeout(self._limits.timeout_seconds):
+                    await self._redis.delete(*batch)
+            except FAILURES as error:
+                log.warning("event_log.not_deleted", keys=list(batch), error=type(error).__name__)
+                return False
+        return True
 
     async def announce(self, verb: str, generation_id: str = "") -> None:
         """Tells every process: `stop` or `cancel` a generation, or `sweep`. Lost while Redis is away: leases are enough."""

@@ -10,9 +10,11 @@ import contextlib
 import contextvars
 import re
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import orjson
@@ -30,8 +32,10 @@ from services.runtime.errors import (
     reason_name,
     to_service_error,
 )
+from services.runtime.http_errors import HTTP_STATUS
 from services.runtime.identity import AUTHORIZATION, TokenVerifier
 from services.runtime.ids import new_id
+from services.runtime.tls import TlsSettings
 
 log = structlog.get_logger(__name__)
 
@@ -54,24 +58,13 @@ _TICK_SECONDS: Final = 1.0
 _KEEP_ALIVE_SECONDS: Final = 620
 _LEAST_DRAIN_SECONDS: Final = 0.1
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_HTTP: Final[Mapping[str, int]] = {
-    "INVALID_ARGUMENT": 400,
-    "FAILED_PRECONDITION": 400,
-    "UNAUTHENTICATED": 401,
-    "PERMISSION_DENIED": 403,
-    "NOT_FOUND": 404,
-    "ALREADY_EXISTS": 409,
-    "ABORTED": 409,
-    "RESOURCE_EXHAUSTED": 429,
-    "UNAVAILABLE": 503,
-    "DEADLINE_EXCEEDED": 504,
-}
+_HTTP: Final[Mapping[str, int]] = {code.name: status for code, status in HTTP_STATUS.items()}
 
 
 class _Server(uvicorn.Server):
     """uvicorn, ended by `stop()` and not by signals."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, tls: TlsSettings) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -85,6 +78,10 @@ class _Server(uvicorn.Server):
                 server_header=False,
                 limit_concurrency=_MOST_CONNECTIONS,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                ssl_ca_certs=_text(tls.service_tls_ca_file),
+                ssl_certfile=tls.service_tls_certificate_file,
+                ssl_keyfile=tls.service_tls_key_file,
+                ssl_cert_reqs=ssl.CERT_REQUIRED,
             )
         )
         self._stopping = asyncio.Event()
@@ -106,14 +103,18 @@ class _Server(uvicorn.Server):
                 await asyncio.wait_for(self._stopping.wait(), _TICK_SECONDS)
 
 
-class McpListener:
-    """Serves an ASGI app at /mcp for verified callers, at an address (port 0: any free one)."""
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
-    def __init__(self, app: App, verifier: TokenVerifier, *, address: str) -> None:
+
+class McpListener:
+    """Serves an ASGI app at /mcp for verified callers, at an address (port 0: any free one); with `tls` for the edge."""
+
+    def __init__(self, app: App, verifier: TokenVerifier, tls: TlsSettings, *, address: str) -> None:
         self._app = app
         self._verifier = verifier
         self._address = address
-        self._server = _Server(self._answer)
+        self._server = _Server(self._answer, tls)
         self._open = 0
         self.port = 0
 

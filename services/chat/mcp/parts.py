@@ -10,6 +10,7 @@ from services.chat.mcp.store import McpServerStore
 from services.chat.mcp.tools import McpTools
 from services.chat.mcp_settings import McpSettings
 from services.runtime.identity import TokenVerifier
+from services.runtime.tls import TlsSettings
 
 
 class Mcp:
@@ -22,9 +23,9 @@ class Mcp:
         self._listener: McpListener | None = None
 
     @asynccontextmanager
-    async def serving(self, verifier: TokenVerifier) -> AsyncIterator[McpListener]:
+    async def serving(self, verifier: TokenVerifier, tls: TlsSettings) -> AsyncIterator[McpListener]:
         """Serves /mcp until the block ends. Raises OSError when the address cannot be had."""
-        async with self._server.serving(verifier, address=self._address) as listener:
+        async with self._server.serving(verifier, tls, address=self._address) as listener:
             self._listener = listener
             yield listener
 

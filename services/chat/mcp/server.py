@@ -26,6 +26,7 @@ from services.chat.tools.tool import ToolError
 from services.runtime.calls import current_request_id, current_user_id
 from services.runtime.errors import ServiceError, to_service_error
 from services.runtime.identity import TokenVerifier
+from services.runtime.tls import TlsSettings
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +54,7 @@ class McpServer:
         )
 
     @asynccontextmanager
-    async def serving(self, verifier: TokenVerifier, *, address: str) -> AsyncIterator[McpListener]:
+    async def serving(self, verifier: TokenVerifier, tls: TlsSettings, *, address: str) -> AsyncIterator[McpListener]:
         """Serves at /mcp of an address until the block ends. Raises OSError when the address cannot be had."""
         sessions = StreamableHTTPSessionManager(
             self._server,
@@ -65,7 +66,7 @@ class McpServer:
             max_request_body_size=MOST_BODY_BYTES,
         )
         app: App = sessions.handle_request
-        listener = McpListener(app, verifier, address=address)
+        listener = McpListener(app, verifier, tls, address=address)
         started, ending = asyncio.Event(), asyncio.Event()
         # In a task of its own: the package's must be left by the task that entered them, wherever this block is left.
         holding = asyncio.create_task(_hold(sessions, started, ending))

@@ -1,4 +1,4 @@
-"""The RPC that forgets for good: check, call, convert."""
+"""The RPCs that forget for good: check, call, convert."""
 
 import uuid
 from datetime import UTC
@@ -8,17 +8,20 @@ import grpc
 
 from parley.memory.v1 import memory_pb2, memory_pb2_grpc
 from services.memory.conversation_memory import ConversationMemory
+from services.memory.erasure.purge import Purge
 from services.memory.erasure.store import ErasureStore, Wanted
 from services.runtime.calls import current_user_id
+from services.runtime.purging import require_auth
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ErasureRpcs(memory_pb2_grpc.MemoryServiceServicer):
-    """DeleteMemories."""
+    """DeleteMemories, PurgeUser."""
 
     _memory: ConversationMemory
     _erasure: ErasureStore
+    _purge: Purge
 
     async def DeleteMemories(
         self, request: memory_pb2.DeleteMemoriesRequest, context: Context
@@ -27,6 +30,11 @@ class ErasureRpcs(memory_pb2_grpc.MemoryServiceServicer):
         # Redis away: they stay owed, and are unreachable meanwhile. See evictions.py.
         await self._memory.settle_all(gone.evictions)
         return memory_pb2.DeleteMemoriesResponse(deleted_facts=gone.facts, deleted_messages=gone.messages)
+
+    async def PurgeUser(self, request: memory_pb2.PurgeUserRequest, context: Context) -> memory_pb2.PurgeUserResponse:
+        require_auth()
+        await self._purge.run(str(uuid.UUID(request.user_id)))
+        return memory_pb2.PurgeUserResponse()
 
 
 def _wanted(request: memory_pb2.DeleteMemoriesRequest) -> Wanted:

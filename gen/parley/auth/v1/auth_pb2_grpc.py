@@ -70,6 +70,21 @@ class AuthServiceStub:
                 request_serializer=parley_dot_auth_dot_v1_dot_auth__pb2.ChangePasswordRequest.SerializeToString,
                 response_deserializer=parley_dot_auth_dot_v1_dot_auth__pb2.ChangePasswordResponse.FromString,
                 _registered_method=True)
+        self.SetPassword = channel.unary_unary(
+                '/parley.auth.v1.AuthService/SetPassword',
+                request_serializer=parley_dot_auth_dot_v1_dot_auth__pb2.SetPasswordRequest.SerializeToString,
+                response_deserializer=parley_dot_auth_dot_v1_dot_auth__pb2.SetPasswordResponse.FromString,
+                _registered_method=True)
+        self.StartPhoneVerification = channel.unary_unary(
+                '/parley.auth.v1.AuthService/StartPhoneVerification',
+                request_serializer=parley_dot_auth_dot_v1_dot_auth__pb2.StartPhoneVerificationRequest.SerializeToString,
+                response_deserializer=parley_dot_auth_dot_v1_dot_auth__pb2.StartPhoneVerificationResponse.FromString,
+                _registered_method=True)
+        self.VerifyPhone = channel.unary_unary(
+                '/parley.auth.v1.AuthService/VerifyPhone',
+                request_serializer=parley_dot_auth_dot_v1_dot_auth__pb2.VerifyPhoneRequest.SerializeToString,
+                response_deserializer=parley_dot_auth_dot_v1_dot_auth__pb2.User.FromString,
+                _registered_method=True)
         self.ListSessions = channel.unary_unary(
                 '/parley.auth.v1.AuthService/ListSessions',
                 request_serializer=parley_dot_auth_dot_v1_dot_auth__pb2.ListSessionsRequest.SerializeToString,
@@ -104,7 +119,9 @@ class AuthServiceServicer:
         """Signs in with username or email and password: a new session with its own pair of tokens. An unknown user and a wrong
         password cannot be told apart, neither by the answer nor by its time.
 
-        Reasons: CREDENTIALS_WRONG, SERVICE_BUSY; USER_INACTIVE after a right password.
+        Who fails too often waits: an attempt that comes too early is refused with a retry delay, and its password not looked at.
+
+        Reasons: CREDENTIALS_WRONG, SIGN_IN_DELAYED, SERVICE_BUSY; USER_INACTIVE after a right password.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,7 +147,8 @@ class AuthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def VerifyCredentials(self, request, context):
-        """Says whether the credentials of this call (a bearer token) are good, and whose they are.
+        """Says whether the credentials of this call are good, and whose they are: a bearer token, or through the edge a name and
+        password (HTTP Basic) or a session cookie. `expire_time` is the token's that they stand for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,7 +164,35 @@ class AuthServiceServicer:
     def ChangePassword(self, request, context):
         """Sets a new password for the caller, who must name the present one. Every other session of the caller ends.
 
-        Reasons: CREDENTIALS_WRONG, SERVICE_BUSY.
+        Reasons: CREDENTIALS_WRONG, SIGN_IN_DELAYED, SERVICE_BUSY.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPassword(self, request, context):
+        """Sets a password by the one-time token that an administrator handed out. Every session of the user ends; sign in next.
+
+        Reasons: PASSWORD_TOKEN_INVALID, USER_INACTIVE, SERVICE_BUSY.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartPhoneVerification(self, request, context):
+        """Sends a code by text message to a phone number that the caller claims. A code of before is worth nothing then.
+        Whether the number is somebody else's is told to whoever proves to hold it, by VerifyPhone.
+
+        Reasons: LIMIT_REACHED, RECIPIENT_OPTED_OUT, SMS_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyPhone(self, request, context):
+        """Makes the phone number that the code was sent to the caller's verified one. A code can be tried five times, and works once.
+
+        Reasons: CODE_WRONG, CODE_EXPIRED, PHONE_TAKEN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -215,6 +261,21 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.ChangePassword,
                     request_deserializer=parley_dot_auth_dot_v1_dot_auth__pb2.ChangePasswordRequest.FromString,
                     response_serializer=parley_dot_auth_dot_v1_dot_auth__pb2.ChangePasswordResponse.SerializeToString,
+            ),
+            'SetPassword': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPassword,
+                    request_deserializer=parley_dot_auth_dot_v1_dot_auth__pb2.SetPasswordRequest.FromString,
+                    response_serializer=parley_dot_auth_dot_v1_dot_auth__pb2.SetPasswordResponse.SerializeToString,
+            ),
+            'StartPhoneVerification': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartPhoneVerification,
+                    request_deserializer=parley_dot_auth_dot_v1_dot_auth__pb2.StartPhoneVerificationRequest.FromString,
+                    response_serializer=parley_dot_auth_dot_v1_dot_auth__pb2.StartPhoneVerificationResponse.SerializeToString,
+            ),
+            'VerifyPhone': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyPhone,
+                    request_deserializer=parley_dot_auth_dot_v1_dot_auth__pb2.VerifyPhoneRequest.FromString,
+                    response_serializer=parley_dot_auth_dot_v1_dot_auth__pb2.User.SerializeToString,
             ),
             'ListSessions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSessions,
@@ -422,6 +483,87 @@ class AuthService:
             '/parley.auth.v1.AuthService/ChangePassword',
             parley_dot_auth_dot_v1_dot_auth__pb2.ChangePasswordRequest.SerializeToString,
             parley_dot_auth_dot_v1_dot_auth__pb2.ChangePasswordResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPassword(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.auth.v1.AuthService/SetPassword',
+            parley_dot_auth_dot_v1_dot_auth__pb2.SetPasswordRequest.SerializeToString,
+            parley_dot_auth_dot_v1_dot_auth__pb2.SetPasswordResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartPhoneVerification(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.auth.v1.AuthService/StartPhoneVerification',
+            parley_dot_auth_dot_v1_dot_auth__pb2.StartPhoneVerificationRequest.SerializeToString,
+            parley_dot_auth_dot_v1_dot_auth__pb2.StartPhoneVerificationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyPhone(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.auth.v1.AuthService/VerifyPhone',
+            parley_dot_auth_dot_v1_dot_auth__pb2.VerifyPhoneRequest.SerializeToString,
+            parley_dot_auth_dot_v1_dot_auth__pb2.User.FromString,
             options,
             channel_credentials,
             insecure,

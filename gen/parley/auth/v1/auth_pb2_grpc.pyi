@@ -25,7 +25,9 @@ class AuthServiceStub:
     """Signs in with username or email and password: a new session with its own pair of tokens. An unknown user and a wrong
     password cannot be told apart, neither by the answer nor by its time.
 
-    Reasons: CREDENTIALS_WRONG, SERVICE_BUSY; USER_INACTIVE after a right password.
+    Who fails too often waits: an attempt that comes too early is refused with a retry delay, and its password not looked at.
+
+    Reasons: CREDENTIALS_WRONG, SIGN_IN_DELAYED, SERVICE_BUSY; USER_INACTIVE after a right password.
     """
     RefreshTokens: _aio.UnaryUnaryMultiCallable[_auth_pb2.RefreshTokensRequest, _auth_pb2.RefreshTokensResponse]
     """Trades a refresh token for a new pair of tokens. Each refresh token works once; a client that lost the answer may repeat
@@ -39,13 +41,31 @@ class AuthServiceStub:
     service within a second, this one included: a later repeat is SESSION_ENDED.
     """
     VerifyCredentials: _aio.UnaryUnaryMultiCallable[_auth_pb2.VerifyCredentialsRequest, _auth_pb2.VerifyCredentialsResponse]
-    """Says whether the credentials of this call (a bearer token) are good, and whose they are."""
+    """Says whether the credentials of this call are good, and whose they are: a bearer token, or through the edge a name and
+    password (HTTP Basic) or a session cookie. `expire_time` is the token's that they stand for.
+    """
     GetMe: _aio.UnaryUnaryMultiCallable[_auth_pb2.GetMeRequest, _auth_pb2.User]
     """Returns the caller's account."""
     ChangePassword: _aio.UnaryUnaryMultiCallable[_auth_pb2.ChangePasswordRequest, _auth_pb2.ChangePasswordResponse]
     """Sets a new password for the caller, who must name the present one. Every other session of the caller ends.
 
-    Reasons: CREDENTIALS_WRONG, SERVICE_BUSY.
+    Reasons: CREDENTIALS_WRONG, SIGN_IN_DELAYED, SERVICE_BUSY.
+    """
+    SetPassword: _aio.UnaryUnaryMultiCallable[_auth_pb2.SetPasswordRequest, _auth_pb2.SetPasswordResponse]
+    """Sets a password by the one-time token that an administrator handed out. Every session of the user ends; sign in next.
+
+    Reasons: PASSWORD_TOKEN_INVALID, USER_INACTIVE, SERVICE_BUSY.
+    """
+    StartPhoneVerification: _aio.UnaryUnaryMultiCallable[_auth_pb2.StartPhoneVerificationRequest, _auth_pb2.StartPhoneVerificationResponse]
+    """Sends a code by text message to a phone number that the caller claims. A code of before is worth nothing then.
+    Whether the number is somebody else's is told to whoever proves to hold it, by VerifyPhone.
+
+    Reasons: LIMIT_REACHED, RECIPIENT_OPTED_OUT, SMS_UNAVAILABLE.
+    """
+    VerifyPhone: _aio.UnaryUnaryMultiCallable[_auth_pb2.VerifyPhoneRequest, _auth_pb2.User]
+    """Makes the phone number that the code was sent to the caller's verified one. A code can be tried five times, and works once.
+
+    Reasons: CODE_WRONG, CODE_EXPIRED, PHONE_TAKEN.
     """
     ListSessions: _aio.UnaryUnaryMultiCallable[_auth_pb2.ListSessionsRequest, _auth_pb2.ListSessionsResponse]
     """Lists the caller's open sessions, the newest first.
@@ -85,7 +105,9 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         """Signs in with username or email and password: a new session with its own pair of tokens. An unknown user and a wrong
         password cannot be told apart, neither by the answer nor by its time.
 
-        Reasons: CREDENTIALS_WRONG, SERVICE_BUSY; USER_INACTIVE after a right password.
+        Who fails too often waits: an attempt that comes too early is refused with a retry delay, and its password not looked at.
+
+        Reasons: CREDENTIALS_WRONG, SIGN_IN_DELAYED, SERVICE_BUSY; USER_INACTIVE after a right password.
         """
 
     @_abc_1.abstractmethod
@@ -117,7 +139,9 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_pb2.VerifyCredentialsRequest,
         context: _aio.ServicerContext[_auth_pb2.VerifyCredentialsRequest, _abc.Awaitable[_auth_pb2.VerifyCredentialsResponse]],
     ) -> _abc.Awaitable[_auth_pb2.VerifyCredentialsResponse]:
-        """Says whether the credentials of this call (a bearer token) are good, and whose they are."""
+        """Says whether the credentials of this call are good, and whose they are: a bearer token, or through the edge a name and
+        password (HTTP Basic) or a session cookie. `expire_time` is the token's that they stand for.
+        """
 
     @_abc_1.abstractmethod
     def GetMe(
@@ -135,7 +159,41 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_auth_pb2.ChangePasswordResponse]:
         """Sets a new password for the caller, who must name the present one. Every other session of the caller ends.
 
-        Reasons: CREDENTIALS_WRONG, SERVICE_BUSY.
+        Reasons: CREDENTIALS_WRONG, SIGN_IN_DELAYED, SERVICE_BUSY.
+        """
+
+    @_abc_1.abstractmethod
+    def SetPassword(
+        self,
+        request: _auth_pb2.SetPasswordRequest,
+        context: _aio.ServicerContext[_auth_pb2.SetPasswordRequest, _abc.Awaitable[_auth_pb2.SetPasswordResponse]],
+    ) -> _abc.Awaitable[_auth_pb2.SetPasswordResponse]:
+        """Sets a password by the one-time token that an administrator handed out. Every session of the user ends; sign in next.
+
+        Reasons: PASSWORD_TOKEN_INVALID, USER_INACTIVE, SERVICE_BUSY.
+        """
+
+    @_abc_1.abstractmethod
+    def StartPhoneVerification(
+        self,
+        request: _auth_pb2.StartPhoneVerificationRequest,
+        context: _aio.ServicerContext[_auth_pb2.StartPhoneVerificationRequest, _abc.Awaitable[_auth_pb2.StartPhoneVerificationResponse]],
+    ) -> _abc.Awaitable[_auth_pb2.StartPhoneVerificationResponse]:
+        """Sends a code by text message to a phone number that the caller claims. A code of before is worth nothing then.
+        Whether the number is somebody else's is told to whoever proves to hold it, by VerifyPhone.
+
+        Reasons: LIMIT_REACHED, RECIPIENT_OPTED_OUT, SMS_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def VerifyPhone(
+        self,
+        request: _auth_pb2.VerifyPhoneRequest,
+        context: _aio.ServicerContext[_auth_pb2.VerifyPhoneRequest, _abc.Awaitable[_auth_pb2.User]],
+    ) -> _abc.Awaitable[_auth_pb2.User]:
+        """Makes the phone number that the code was sent to the caller's verified one. A code can be tried five times, and works once.
+
+        Reasons: CODE_WRONG, CODE_EXPIRED, PHONE_TAKEN.
         """
 
     @_abc_1.abstractmethod

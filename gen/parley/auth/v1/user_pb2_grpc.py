@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from parley.auth.v1 import auth_pb2 as parley_dot_auth_dot_v1_dot_auth__pb2
 from parley.auth.v1 import user_pb2 as parley_dot_auth_dot_v1_dot_user__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -26,7 +27,8 @@ if _version_not_supported:
 
 
 class UserServiceStub:
-    """The caller's own account. The other services of the suite read the preferences on behalf of a user.
+    """Accounts: the caller's own, and for administrators everybody's. The other services of the suite read the preferences on
+    behalf of a user.
     """
 
     def __init__(self, channel):
@@ -35,6 +37,46 @@ class UserServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.CreateUser = channel.unary_unary(
+                '/parley.auth.v1.UserService/CreateUser',
+                request_serializer=parley_dot_auth_dot_v1_dot_user__pb2.CreateUserRequest.SerializeToString,
+                response_deserializer=parley_dot_auth_dot_v1_dot_user__pb2.CreateUserResponse.FromString,
+                _registered_method=True)
+        self.ListUsers = channel.unary_unary(
+                '/parley.auth.v1.UserService/ListUsers',
+                request_serializer=parley_dot_auth_dot_v1_dot_user__pb2.ListUsersRequest.SerializeToString,
+                response_deserializer=parley_dot_auth_dot_v1_dot_user__pb2.ListUsersResponse.FromString,
+                _registered_method=True)
+        self.GetUser = channel.unary_unary(
+                '/parley.auth.v1.UserService/GetUser',
+                request_serializer=parley_dot_auth_dot_v1_dot_user__pb2.GetUserRequest.SerializeToString,
+                response_deserializer=parley_dot_auth_dot_v1_dot_auth__pb2.User.FromString,
+                _registered_method=True)
+        self.UpdateUser = channel.unary_unary(
+                '/parley.auth.v1.UserService/UpdateUser',
+                request_serializer=parley_dot_auth_dot_v1_dot_user__pb2.UpdateUserRequest.SerializeToString,
+                response_deserializer=parley_dot_auth_dot_v1_dot_auth__pb2.User.FromString,
+                _registered_method=True)
+        self.DeleteUser = channel.unary_unary(
+                '/parley.auth.v1.UserService/DeleteUser',
+                request_serializer=parley_dot_auth_dot_v1_dot_user__pb2.DeleteUserRequest.SerializeToString,
+                response_deserializer=parley_dot_auth_dot_v1_dot_user__pb2.Deletion.FromString,
+                _registered_method=True)
+        self.GetDeletion = channel.unary_unary(
+                '/parley.auth.v1.UserService/GetDeletion',
+                request_serializer=parley_dot_auth_dot_v1_dot_user__pb2.GetDeletionRequest.SerializeToString,
+                response_deserializer=parley_dot_auth_dot_v1_dot_user__pb2.Deletion.FromString,
+                _registered_method=True)
+        self.CreatePasswordToken = channel.unary_unary(
+                '/parley.auth.v1.UserService/CreatePasswordToken',
+                request_serializer=parley_dot_auth_dot_v1_dot_user__pb2.CreatePasswordTokenRequest.SerializeToString,
+                response_deserializer=parley_dot_auth_dot_v1_dot_user__pb2.PasswordToken.FromString,
+                _registered_method=True)
+        self.ListAuditEvents = channel.unary_unary(
+                '/parley.auth.v1.UserService/ListAuditEvents',
+                request_serializer=parley_dot_auth_dot_v1_dot_user__pb2.ListAuditEventsRequest.SerializeToString,
+                response_deserializer=parley_dot_auth_dot_v1_dot_user__pb2.ListAuditEventsResponse.FromString,
+                _registered_method=True)
         self.CreatePreferences = channel.unary_unary(
                 '/parley.auth.v1.UserService/CreatePreferences',
                 request_serializer=parley_dot_auth_dot_v1_dot_user__pb2.CreatePreferencesRequest.SerializeToString,
@@ -63,8 +105,87 @@ class UserServiceStub:
 
 
 class UserServiceServicer:
-    """The caller's own account. The other services of the suite read the preferences on behalf of a user.
+    """Accounts: the caller's own, and for administrators everybody's. The other services of the suite read the preferences on
+    behalf of a user.
     """
+
+    def CreateUser(self, request, context):
+        """Creates an account without a password, and a one-time token by which its owner sets one. For administrators.
+
+        Reasons: USERNAME_TAKEN, EMAIL_TAKEN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUsers(self, request, context):
+        """Lists accounts, the newest first. For administrators.
+
+        Reasons: INVALID_PAGE_TOKEN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUser(self, request, context):
+        """Returns an account.
+
+        Reasons: USER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateUser(self, request, context):
+        """Changes an account: the fields that are named by `update_mask`, or without one those that are set. Users change their
+        username and email; `is_admin` and `is_active` only an administrator; the phone number changes by verification alone. A
+        field that the caller may not change refuses the whole call. A deactivated account's tokens stop at once, and so do those
+        of one that is no administrator any more.
+
+        Reasons: USER_NOT_FOUND, USERNAME_TAKEN, EMAIL_TAKEN, FIELD_NOT_ALLOWED, LAST_ADMINISTRATOR.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteUser(self, request, context):
+        """Deletes an account and everything that the user has, in every service, for good. The account, its sessions and its names
+        are gone when the call returns; the rest follows, see GetDeletion. Repeated by an administrator it says how far it is.
+
+        Reasons: USER_NOT_FOUND, LAST_ADMINISTRATOR.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDeletion(self, request, context):
+        """Says which services have confirmed that nothing is left of a deleted user. For administrators.
+
+        Reasons: USER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreatePasswordToken(self, request, context):
+        """Makes a new one-time token by which a user sets a password; earlier ones are worth nothing then. For administrators, whose
+        users have lost their password or let their first token expire.
+
+        Reasons: USER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAuditEvents(self, request, context):
+        """Lists what was noted of sign-ins, of what administrators did, of deletions and changed passwords and phone numbers, the
+        newest first. Nothing of it holds a secret or content. For administrators.
+
+        Reasons: INVALID_PAGE_TOKEN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def CreatePreferences(self, request, context):
         """Creates the caller's preferences, which must not exist yet.
@@ -109,6 +230,46 @@ class UserServiceServicer:
 
 def add_UserServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'CreateUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateUser,
+                    request_deserializer=parley_dot_auth_dot_v1_dot_user__pb2.CreateUserRequest.FromString,
+                    response_serializer=parley_dot_auth_dot_v1_dot_user__pb2.CreateUserResponse.SerializeToString,
+            ),
+            'ListUsers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUsers,
+                    request_deserializer=parley_dot_auth_dot_v1_dot_user__pb2.ListUsersRequest.FromString,
+                    response_serializer=parley_dot_auth_dot_v1_dot_user__pb2.ListUsersResponse.SerializeToString,
+            ),
+            'GetUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUser,
+                    request_deserializer=parley_dot_auth_dot_v1_dot_user__pb2.GetUserRequest.FromString,
+                    response_serializer=parley_dot_auth_dot_v1_dot_auth__pb2.User.SerializeToString,
+            ),
+            'UpdateUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateUser,
+                    request_deserializer=parley_dot_auth_dot_v1_dot_user__pb2.UpdateUserRequest.FromString,
+                    response_serializer=parley_dot_auth_dot_v1_dot_auth__pb2.User.SerializeToString,
+            ),
+            'DeleteUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteUser,
+                    request_deserializer=parley_dot_auth_dot_v1_dot_user__pb2.DeleteUserRequest.FromString,
+                    response_serializer=parley_dot_auth_dot_v1_dot_user__pb2.Deletion.SerializeToString,
+            ),
+            'GetDeletion': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDeletion,
+                    request_deserializer=parley_dot_auth_dot_v1_dot_user__pb2.GetDeletionRequest.FromString,
+                    response_serializer=parley_dot_auth_dot_v1_dot_user__pb2.Deletion.SerializeToString,
+            ),
+            'CreatePasswordToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreatePasswordToken,
+                    request_deserializer=parley_dot_auth_dot_v1_dot_user__pb2.CreatePasswordTokenRequest.FromString,
+                    response_serializer=parley_dot_auth_dot_v1_dot_user__pb2.PasswordToken.SerializeToString,
+            ),
+            'ListAuditEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditEvents,
+                    request_deserializer=parley_dot_auth_dot_v1_dot_user__pb2.ListAuditEventsRequest.FromString,
+                    response_serializer=parley_dot_auth_dot_v1_dot_user__pb2.ListAuditEventsResponse.SerializeToString,
+            ),
             'CreatePreferences': grpc.unary_unary_rpc_method_handler(
                     servicer.CreatePreferences,
                     request_deserializer=parley_dot_auth_dot_v1_dot_user__pb2.CreatePreferencesRequest.FromString,
@@ -143,8 +304,225 @@ def add_UserServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class UserService:
-    """The caller's own account. The other services of the suite read the preferences on behalf of a user.
+    """Accounts: the caller's own, and for administrators everybody's. The other services of the suite read the preferences on
+    behalf of a user.
     """
+
+    @staticmethod
+    def CreateUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.auth.v1.UserService/CreateUser',
+            parley_dot_auth_dot_v1_dot_user__pb2.CreateUserRequest.SerializeToString,
+            parley_dot_auth_dot_v1_dot_user__pb2.CreateUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUsers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.auth.v1.UserService/ListUsers',
+            parley_dot_auth_dot_v1_dot_user__pb2.ListUsersRequest.SerializeToString,
+            parley_dot_auth_dot_v1_dot_user__pb2.ListUsersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.auth.v1.UserService/GetUser',
+            parley_dot_auth_dot_v1_dot_user__pb2.GetUserRequest.SerializeToString,
+            parley_dot_auth_dot_v1_dot_auth__pb2.User.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.auth.v1.UserService/UpdateUser',
+            parley_dot_auth_dot_v1_dot_user__pb2.UpdateUserRequest.SerializeToString,
+            parley_dot_auth_dot_v1_dot_auth__pb2.User.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.auth.v1.UserService/DeleteUser',
+            parley_dot_auth_dot_v1_dot_user__pb2.DeleteUserRequest.SerializeToString,
+            parley_dot_auth_dot_v1_dot_user__pb2.Deletion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDeletion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.auth.v1.UserService/GetDeletion',
+            parley_dot_auth_dot_v1_dot_user__pb2.GetDeletionRequest.SerializeToString,
+            parley_dot_auth_dot_v1_dot_user__pb2.Deletion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreatePasswordToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.auth.v1.UserService/CreatePasswordToken',
+            parley_dot_auth_dot_v1_dot_user__pb2.CreatePasswordTokenRequest.SerializeToString,
+            parley_dot_auth_dot_v1_dot_user__pb2.PasswordToken.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.auth.v1.UserService/ListAuditEvents',
+            parley_dot_auth_dot_v1_dot_user__pb2.ListAuditEventsRequest.SerializeToString,
+            parley_dot_auth_dot_v1_dot_user__pb2.ListAuditEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def CreatePreferences(request,

@@ -5,6 +5,7 @@ Users and what they prefer."""
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from parley.auth.v1 import auth_pb2 as _auth_pb2
 from parley.auth.v1 import user_pb2 as _user_pb2
 import abc as _abc_1
 
@@ -13,9 +14,57 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class UserServiceStub:
-    """The caller's own account. The other services of the suite read the preferences on behalf of a user."""
+    """Accounts: the caller's own, and for administrators everybody's. The other services of the suite read the preferences on
+    behalf of a user.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    CreateUser: _aio.UnaryUnaryMultiCallable[_user_pb2.CreateUserRequest, _user_pb2.CreateUserResponse]
+    """Creates an account without a password, and a one-time token by which its owner sets one. For administrators.
+
+    Reasons: USERNAME_TAKEN, EMAIL_TAKEN.
+    """
+    ListUsers: _aio.UnaryUnaryMultiCallable[_user_pb2.ListUsersRequest, _user_pb2.ListUsersResponse]
+    """Lists accounts, the newest first. For administrators.
+
+    Reasons: INVALID_PAGE_TOKEN.
+    """
+    GetUser: _aio.UnaryUnaryMultiCallable[_user_pb2.GetUserRequest, _auth_pb2.User]
+    """Returns an account.
+
+    Reasons: USER_NOT_FOUND.
+    """
+    UpdateUser: _aio.UnaryUnaryMultiCallable[_user_pb2.UpdateUserRequest, _auth_pb2.User]
+    """Changes an account: the fields that are named by `update_mask`, or without one those that are set. Users change their
+    username and email; `is_admin` and `is_active` only an administrator; the phone number changes by verification alone. A
+    field that the caller may not change refuses the whole call. A deactivated account's tokens stop at once, and so do those
+    of one that is no administrator any more.
+
+    Reasons: USER_NOT_FOUND, USERNAME_TAKEN, EMAIL_TAKEN, FIELD_NOT_ALLOWED, LAST_ADMINISTRATOR.
+    """
+    DeleteUser: _aio.UnaryUnaryMultiCallable[_user_pb2.DeleteUserRequest, _user_pb2.Deletion]
+    """Deletes an account and everything that the user has, in every service, for good. The account, its sessions and its names
+    are gone when the call returns; the rest follows, see GetDeletion. Repeated by an administrator it says how far it is.
+
+    Reasons: USER_NOT_FOUND, LAST_ADMINISTRATOR.
+    """
+    GetDeletion: _aio.UnaryUnaryMultiCallable[_user_pb2.GetDeletionRequest, _user_pb2.Deletion]
+    """Says which services have confirmed that nothing is left of a deleted user. For administrators.
+
+    Reasons: USER_NOT_FOUND.
+    """
+    CreatePasswordToken: _aio.UnaryUnaryMultiCallable[_user_pb2.CreatePasswordTokenRequest, _user_pb2.PasswordToken]
+    """Makes a new one-time token by which a user sets a password; earlier ones are worth nothing then. For administrators, whose
+    users have lost their password or let their first token expire.
+
+    Reasons: USER_NOT_FOUND.
+    """
+    ListAuditEvents: _aio.UnaryUnaryMultiCallable[_user_pb2.ListAuditEventsRequest, _user_pb2.ListAuditEventsResponse]
+    """Lists what was noted of sign-ins, of what administrators did, of deletions and changed passwords and phone numbers, the
+    newest first. Nothing of it holds a secret or content. For administrators.
+
+    Reasons: INVALID_PAGE_TOKEN.
+    """
     CreatePreferences: _aio.UnaryUnaryMultiCallable[_user_pb2.CreatePreferencesRequest, _user_pb2.Preferences]
     """Creates the caller's preferences, which must not exist yet.
 
@@ -36,7 +85,103 @@ class UserServiceStub:
     """
 
 class UserServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The caller's own account. The other services of the suite read the preferences on behalf of a user."""
+    """Accounts: the caller's own, and for administrators everybody's. The other services of the suite read the preferences on
+    behalf of a user.
+    """
+
+    @_abc_1.abstractmethod
+    def CreateUser(
+        self,
+        request: _user_pb2.CreateUserRequest,
+        context: _aio.ServicerContext[_user_pb2.CreateUserRequest, _abc.Awaitable[_user_pb2.CreateUserResponse]],
+    ) -> _abc.Awaitable[_user_pb2.CreateUserResponse]:
+        """Creates an account without a password, and a one-time token by which its owner sets one. For administrators.
+
+        Reasons: USERNAME_TAKEN, EMAIL_TAKEN.
+        """
+
+    @_abc_1.abstractmethod
+    def ListUsers(
+        self,
+        request: _user_pb2.ListUsersRequest,
+        context: _aio.ServicerContext[_user_pb2.ListUsersRequest, _abc.Awaitable[_user_pb2.ListUsersResponse]],
+    ) -> _abc.Awaitable[_user_pb2.ListUsersResponse]:
+        """Lists accounts, the newest first. For administrators.
+
+        Reasons: INVALID_PAGE_TOKEN.
+        """
+
+    @_abc_1.abstractmethod
+    def GetUser(
+        self,
+        request: _user_pb2.GetUserRequest,
+        context: _aio.ServicerContext[_user_pb2.GetUserRequest, _abc.Awaitable[_auth_pb2.User]],
+    ) -> _abc.Awaitable[_auth_pb2.User]:
+        """Returns an account.
+
+        Reasons: USER_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateUser(
+        self,
+        request: _user_pb2.UpdateUserRequest,
+        context: _aio.ServicerContext[_user_pb2.UpdateUserRequest, _abc.Awaitable[_auth_pb2.User]],
+    ) -> _abc.Awaitable[_auth_pb2.User]:
+        """Changes an account: the fields that are named by `update_mask`, or without one those that are set. Users change their
+        username and email; `is_admin` and `is_active` only an administrator; the phone number changes by verification alone. A
+        field that the caller may not change refuses the whole call. A deactivated account's tokens stop at once, and so do those
+        of one that is no administrator any more.
+
+        Reasons: USER_NOT_FOUND, USERNAME_TAKEN, EMAIL_TAKEN, FIELD_NOT_ALLOWED, LAST_ADMINISTRATOR.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteUser(
+        self,
+        request: _user_pb2.DeleteUserRequest,
+        context: _aio.ServicerContext[_user_pb2.DeleteUserRequest, _abc.Awaitable[_user_pb2.Deletion]],
+    ) -> _abc.Awaitable[_user_pb2.Deletion]:
+        """Deletes an account and everything that the user has, in every service, for good. The account, its sessions and its names
+        are gone when the call returns; the rest follows, see GetDeletion. Repeated by an administrator it says how far it is.
+
+        Reasons: USER_NOT_FOUND, LAST_ADMINISTRATOR.
+        """
+
+    @_abc_1.abstractmethod
+    def GetDeletion(
+        self,
+        request: _user_pb2.GetDeletionRequest,
+        context: _aio.ServicerContext[_user_pb2.GetDeletionRequest, _abc.Awaitable[_user_pb2.Deletion]],
+    ) -> _abc.Awaitable[_user_pb2.Deletion]:
+        """Says which services have confirmed that nothing is left of a deleted user. For administrators.
+
+        Reasons: USER_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def CreatePasswordToken(
+        self,
+        request: _user_pb2.CreatePasswordTokenRequest,
+        context: _aio.ServicerContext[_user_pb2.CreatePasswordTokenRequest, _abc.Awaitable[_user_pb2.PasswordToken]],
+    ) -> _abc.Awaitable[_user_pb2.PasswordToken]:
+        """Makes a new one-time token by which a user sets a password; earlier ones are worth nothing then. For administrators, whose
+        users have lost their password or let their first token expire.
+
+        Reasons: USER_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAuditEvents(
+        self,
+        request: _user_pb2.ListAuditEventsRequest,
+        context: _aio.ServicerContext[_user_pb2.ListAuditEventsRequest, _abc.Awaitable[_user_pb2.ListAuditEventsResponse]],
+    ) -> _abc.Awaitable[_user_pb2.ListAuditEventsResponse]:
+        """Lists what was noted of sign-ins, of what administrators did, of deletions and changed passwords and phone numbers, the
+        newest first. Nothing of it holds a secret or content. For administrators.
+
+        Reasons: INVALID_PAGE_TOKEN.
+        """
 
     @_abc_1.abstractmethod
     def CreatePreferences(

@@ -38,8 +38,8 @@ class _AccessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Access.ValueTy
     ACCESS_SERVICE: _Access.ValueType  # 4
     """Another service of the suite, by a service token for this audience. Never reachable through the edge."""
     ACCESS_WORKLOAD: _Access.ValueType  # 5
-    """A service of the suite that has no token yet: the request itself carries the workload credential that the handler
-    verifies. Never reachable through the edge.
+    """A part of the suite that has no token: the request itself carries the credential that the handler verifies. Never
+    reachable through the edge.
     """
 
 class Access(_Access, metaclass=_AccessEnumTypeWrapper):
@@ -56,10 +56,52 @@ ACCESS_ADMIN: Access.ValueType  # 3
 ACCESS_SERVICE: Access.ValueType  # 4
 """Another service of the suite, by a service token for this audience. Never reachable through the edge."""
 ACCESS_WORKLOAD: Access.ValueType  # 5
-"""A service of the suite that has no token yet: the request itself carries the workload credential that the handler
-verifies. Never reachable through the edge.
+"""A part of the suite that has no token: the request itself carries the credential that the handler verifies. Never
+reachable through the edge.
 """
 Global___Access: _TypeAlias = Access  # noqa: Y015
+
+class _Limit:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LimitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Limit.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LIMIT_UNSPECIFIED: _Limit.ValueType  # 0
+    """No class was written: LIMIT_GENERAL where a user calls. A public RPC must name one."""
+    LIMIT_GENERAL: _Limit.ValueType  # 1
+    """What costs little: by user."""
+    LIMIT_MODEL: _Limit.ValueType  # 2
+    """What costs tokens of a model: by user, in two windows."""
+    LIMIT_SIGN_IN: _Limit.ValueType  # 3
+    """What tries a secret, such as a password or a code: by address."""
+    LIMIT_REGISTRATION: _Limit.ValueType  # 4
+    """What makes an account: by address."""
+    LIMIT_PUBLIC: _Limit.ValueType  # 5
+    """What is public and costs little: by address."""
+    LIMIT_NONE: _Limit.ValueType  # 6
+    """Not limited at the edge: what everything else depends on (keys), or what limits itself."""
+
+class Limit(_Limit, metaclass=_LimitEnumTypeWrapper):
+    """How often an RPC may be called through the edge. How many calls a class allows in which windows is a setting
+    (`LIMIT_MODEL`, say); the windows of all edges are one, and a refused call counts in none.
+    """
+
+LIMIT_UNSPECIFIED: Limit.ValueType  # 0
+"""No class was written: LIMIT_GENERAL where a user calls. A public RPC must name one."""
+LIMIT_GENERAL: Limit.ValueType  # 1
+"""What costs little: by user."""
+LIMIT_MODEL: Limit.ValueType  # 2
+"""What costs tokens of a model: by user, in two windows."""
+LIMIT_SIGN_IN: Limit.ValueType  # 3
+"""What tries a secret, such as a password or a code: by address."""
+LIMIT_REGISTRATION: Limit.ValueType  # 4
+"""What makes an account: by address."""
+LIMIT_PUBLIC: Limit.ValueType  # 5
+"""What is public and costs little: by address."""
+LIMIT_NONE: Limit.ValueType  # 6
+"""Not limited at the edge: what everything else depends on (keys), or what limits itself."""
+Global___Limit: _TypeAlias = Limit  # noqa: Y015
 
 @_typing.final
 class FieldRules(_message.Message):
@@ -84,6 +126,7 @@ class FieldRules(_message.Message):
     CALLER_ID_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     MAX_KEY_LENGTH_FIELD_NUMBER: _builtins.int
+    CHANGED_BY_FIELD_NUMBER: _builtins.int
     required: _builtins.bool
     """The field must be set: a message present, a string not empty, a list not empty."""
     min_length: _builtins.int
@@ -112,6 +155,11 @@ class FieldRules(_message.Message):
     """The string holds a secret: it is never logged, never returned, and marked `writeOnly` in the OpenAPI document."""
     max_key_length: _builtins.int
     """Greatest number of characters (Unicode code points) of each key of a map, which then must not be empty either."""
+    changed_by: Global___Access.ValueType
+    """Who may change this field by an update, where not everybody may who may call the RPC: ACCESS_ADMIN an administrator only,
+    ACCESS_UNSPECIFIED whoever may call, ACCESS_SERVICE nobody from outside. Anything else is refused with PERMISSION_DENIED
+    that names the field.
+    """
     def __init__(
         self,
         *,
@@ -128,10 +176,11 @@ class FieldRules(_message.Message):
         caller_id: _builtins.bool = ...,
         secret: _builtins.bool = ...,
         max_key_length: _builtins.int = ...,
+        changed_by: Global___Access.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_at_least", b"_at_least", "_at_most", b"_at_most", "at_least", b"at_least", "at_most", b"at_most"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at_least", b"_at_least", "_at_most", b"_at_most", "at_least", b"at_least", "at_most", b"at_most", "caller_id", b"caller_id", "email", b"email", "in", b"in", "max_items", b"max_items", "max_key_length", b"max_key_length", "max_length", b"max_length", "min_length", b"min_length", "pattern", b"pattern", "pattern_meaning", b"pattern_meaning", "required", b"required", "secret", b"secret", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at_least", b"_at_least", "_at_most", b"_at_most", "at_least", b"at_least", "at_most", b"at_most", "caller_id", b"caller_id", "changed_by", b"changed_by", "email", b"email", "in", b"in", "max_items", b"max_items", "max_key_length", b"max_key_length", "max_length", b"max_length", "min_length", b"min_length", "pattern", b"pattern", "pattern_meaning", b"pattern_meaning", "required", b"required", "secret", b"secret", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__at_least: _TypeAlias = _typing.Literal["at_least"]  # noqa: Y015
     _WhichOneofArgType__at_least: _TypeAlias = _typing.Literal["_at_least", b"_at_least"]  # noqa: Y015
@@ -145,8 +194,11 @@ class FieldRules(_message.Message):
 Global___FieldRules: _TypeAlias = FieldRules  # noqa: Y015
 
 ACCESS_FIELD_NUMBER: _builtins.int
+LIMIT_FIELD_NUMBER: _builtins.int
 RULES_FIELD_NUMBER: _builtins.int
 access: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___Access.ValueType]
 """Who may call this RPC. Required on every RPC."""
+limit: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___Limit.ValueType]
+"""How often it may be called through the edge."""
 rules: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, Global___FieldRules]
 """What the runtime demands of this field of a request."""

@@ -232,6 +232,59 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Text messages cannot be sent now. Try again.
       UNAVAILABLE {"reason": "SMS_UNAVAILABLE", "metadata": {}}
     """
+    ERROR_REASON_FIELD_NOT_ALLOWED: _ErrorReason.ValueType  # 110
+    """The caller may not change this field.
+      PERMISSION_DENIED {"reason": "FIELD_NOT_ALLOWED", "metadata": {"field": "is_admin"}}
+    """
+    ERROR_REASON_LAST_ADMINISTRATOR: _ErrorReason.ValueType  # 111
+    """Nobody would be left to administer the system.
+      FAILED_PRECONDITION {"reason": "LAST_ADMINISTRATOR", "metadata": {"user_id": "…"}}
+    """
+    ERROR_REASON_PHONE_TAKEN: _ErrorReason.ValueType  # 112
+    """The phone number is another account's verified one.
+      ALREADY_EXISTS {"reason": "PHONE_TAKEN", "metadata": {"field": "phone_number"}}
+    """
+    ERROR_REASON_CODE_WRONG: _ErrorReason.ValueType  # 113
+    """The verification code is not the one that was sent.
+      INVALID_ARGUMENT {"reason": "CODE_WRONG", "metadata": {"attempts_left": "4"}}
+    """
+    ERROR_REASON_CODE_EXPIRED: _ErrorReason.ValueType  # 114
+    """No verification code is waited for: none was asked for, it has expired, or was tried too often.
+      FAILED_PRECONDITION {"reason": "CODE_EXPIRED", "metadata": {}}
+    """
+    ERROR_REASON_PASSWORD_TOKEN_INVALID: _ErrorReason.ValueType  # 115
+    """The one-time token for setting a password is unknown, used or expired.
+      UNAUTHENTICATED {"reason": "PASSWORD_TOKEN_INVALID", "metadata": {}}
+    """
+    ERROR_REASON_SIGN_IN_DELAYED: _ErrorReason.ValueType  # 116
+    """Too many sign-ins failed: the next one is looked at after the retry delay.
+      RESOURCE_EXHAUSTED {"reason": "SIGN_IN_DELAYED", "metadata": {"seconds": "8"}}
+    """
+    ERROR_REASON_USER_DELETED: _ErrorReason.ValueType  # 117
+    """The account was deleted: nothing is taken or kept for it any more.
+      UNAUTHENTICATED {"reason": "USER_DELETED", "metadata": {}}
+    """
+    ERROR_REASON_PURGE_UNFINISHED: _ErrorReason.ValueType  # 118
+    """What the service holds of the user is being deleted, and not all of it is known to be gone yet.
+      UNAVAILABLE {"reason": "PURGE_UNFINISHED", "metadata": {"waits_for": "generations"}}
+    """
+    ERROR_REASON_ADMINISTRATOR_EXISTS: _ErrorReason.ValueType  # 119
+    """There is an administrator already: the command that makes the first one does nothing.
+      FAILED_PRECONDITION {"reason": "ADMINISTRATOR_EXISTS", "metadata": {}}
+    """
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 120
+    """So many calls of this kind in so short a time are not allowed: wait as long as `RetryInfo` says. The call was not counted
+    and nothing was done.
+      RESOURCE_EXHAUSTED {"reason": "RATE_LIMITED", "metadata": {"limit_class": "model", "limit": "20", "window_seconds": "60"}}
+    """
+    ERROR_REASON_ORIGIN_NOT_ALLOWED: _ErrorReason.ValueType  # 121
+    """A page of an origin that is not allowed made a browser send its cookie or password with a call that changes something.
+      PERMISSION_DENIED {"reason": "ORIGIN_NOT_ALLOWED", "metadata": {}}
+    """
+    ERROR_REASON_EXTERNAL_IDENTITY_UNKNOWN: _ErrorReason.ValueType  # 122
+    """The token of another issuer is good, but belongs to no account here.
+      PERMISSION_DENIED {"reason": "EXTERNAL_IDENTITY_UNKNOWN", "metadata": {"issuer": "https://app.example.com"}}
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. A client may branch on the reason; the message is for people and may change."""
@@ -445,5 +498,58 @@ ERROR_REASON_RECIPIENT_OPTED_OUT: ErrorReason.ValueType  # 101
 ERROR_REASON_SMS_UNAVAILABLE: ErrorReason.ValueType  # 102
 """Text messages cannot be sent now. Try again.
   UNAVAILABLE {"reason": "SMS_UNAVAILABLE", "metadata": {}}
+"""
+ERROR_REASON_FIELD_NOT_ALLOWED: ErrorReason.ValueType  # 110
+"""The caller may not change this field.
+  PERMISSION_DENIED {"reason": "FIELD_NOT_ALLOWED", "metadata": {"field": "is_admin"}}
+"""
+ERROR_REASON_LAST_ADMINISTRATOR: ErrorReason.ValueType  # 111
+"""Nobody would be left to administer the system.
+  FAILED_PRECONDITION {"reason": "LAST_ADMINISTRATOR", "metadata": {"user_id": "…"}}
+"""
+ERROR_REASON_PHONE_TAKEN: ErrorReason.ValueType  # 112
+"""The phone number is another account's verified one.
+  ALREADY_EXISTS {"reason": "PHONE_TAKEN", "metadata": {"field": "phone_number"}}
+"""
+ERROR_REASON_CODE_WRONG: ErrorReason.ValueType  # 113
+"""The verification code is not the one that was sent.
+  INVALID_ARGUMENT {"reason": "CODE_WRONG", "metadata": {"attempts_left": "4"}}
+"""
+ERROR_REASON_CODE_EXPIRED: ErrorReason.ValueType  # 114
+"""No verification code is waited for: none was asked for, it has expired, or was tried too often.
+  FAILED_PRECONDITION {"reason": "CODE_EXPIRED", "metadata": {}}
+"""
+ERROR_REASON_PASSWORD_TOKEN_INVALID: ErrorReason.ValueType  # 115
+"""The one-time token for setting a password is unknown, used or expired.
+  UNAUTHENTICATED {"reason": "PASSWORD_TOKEN_INVALID", "metadata": {}}
+"""
+ERROR_REASON_SIGN_IN_DELAYED: ErrorReason.ValueType  # 116
+"""Too many sign-ins failed: the next one is looked at after the retry delay.
+  RESOURCE_EXHAUSTED {"reason": "SIGN_IN_DELAYED", "metadata": {"seconds": "8"}}
+"""
+ERROR_REASON_USER_DELETED: ErrorReason.ValueType  # 117
+"""The account was deleted: nothing is taken or kept for it any more.
+  UNAUTHENTICATED {"reason": "USER_DELETED", "metadata": {}}
+"""
+ERROR_REASON_PURGE_UNFINISHED: ErrorReason.ValueType  # 118
+"""What the service holds of the user is being deleted, and not all of it is known to be gone yet.
+  UNAVAILABLE {"reason": "PURGE_UNFINISHED", "metadata": {"waits_for": "generations"}}
+"""
+ERROR_REASON_ADMINISTRATOR_EXISTS: ErrorReason.ValueType  # 119
+"""There is an administrator already: the command that makes the first one does nothing.
+  FAILED_PRECONDITION {"reason": "ADMINISTRATOR_EXISTS", "metadata": {}}
+"""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 120
+"""So many calls of this kind in so short a time are not allowed: wait as long as `RetryInfo` says. The call was not counted
+and nothing was done.
+  RESOURCE_EXHAUSTED {"reason": "RATE_LIMITED", "metadata": {"limit_class": "model", "limit": "20", "window_seconds": "60"}}
+"""
+ERROR_REASON_ORIGIN_NOT_ALLOWED: ErrorReason.ValueType  # 121
+"""A page of an origin that is not allowed made a browser send its cookie or password with a call that changes something.
+  PERMISSION_DENIED {"reason": "ORIGIN_NOT_ALLOWED", "metadata": {}}
+"""
+ERROR_REASON_EXTERNAL_IDENTITY_UNKNOWN: ErrorReason.ValueType  # 122
+"""The token of another issuer is good, but belongs to no account here.
+  PERMISSION_DENIED {"reason": "EXTERNAL_IDENTITY_UNKNOWN", "metadata": {"issuer": "https://app.example.com"}}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

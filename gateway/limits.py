@@ -1,0 +1,58 @@
+"""The filters that ask the limiter whether a call is one too many, and what each route has counted.
+
+Invariant: strangers are counted by address before anything dear is done for them, users by their id behind identity.
+"""
+
+from gateway.filter_shapes import HTTP, Config, named
+from gateway.identity import CLAIMS, JWT_METADATA
+from gateway.settings import EdgeSettings
+
+BY_ADDRESS, BY_USER = "limit_by_address", "limit_by_user"
+# One household of IPv6 has so many addresses that only their common prefix means anything.
+_IPV6_PREFIX_BITS = 64
+
+
+def limit_by_address(settings: EdgeSettings) -> Config:
+    """Too many sign-ins or registrations of one address: before anything is done that a stranger could make dear."""
+    return _limit(BY_ADDRESS, settings)
+
+
+def limit_by_user(settings: EdgeSettings) -> Config:
+    """Too many calls of one user, whichever edges they came by: behind identity, so that nobody spends another's calls."""
+    return _limit(BY_USER, settings)
+
+
+def _limit(name: str, settings: EdgeSettings) -> Config:
+    service = {"envoy_grpc": {"cluster_name": "limiter"}, "timeout": f"{settings.limiter_timeout_seconds:.3f}s"}
+    return named(
+        name,
+        {
+            "@type": f"{HTTP}.ratelimit.v3.RateLimit",
+            "domain": "parley",
+            "stat_prefix": name,
+            "timeout": f"{settings.limiter_timeout_seconds:.3f}s",
+            # A limiter that is away stops nobody; auth slows down whoever tries passwords by itself.
+            "failure_mode_deny": False,
+            "rate_limited_as_resource_exhausted": True,
+            "disable_x_envoy_ratelimited_header": True,
+            "rate_limit_service": {"grpc_service": service, "transport_api_version": "V3"},
+        },
+    )
+
+
+def counted(settings: EdgeSettings, limit_class: str | None, *, is_public: bool) -> Config:
+    """On a route: what is counted of its calls, and whose they are."""
+    if limit_class is None or not settings.limits_enabled:
+        return {}
+    subject = {"key": JWT_METADATA, "path": [{"key": CLAIMS}, {"key": "sub"}]}
+    whose: Config = (
+        {"masked_remote_address": {"v6_prefix_mask_len": _IPV6_PREFIX_BITS}}
+        if is_public
+        else {"metadata": {"descriptor_key": "user", "metadata_key": subject, "source": "DYNAMIC"}}
+    )
+    by_class = {"generic_key": {"descriptor_key": "limit", "descriptor_value": limit_class}}
+    # Not counted by: how a refusal has to be written.
+    content = {"request_headers": {"header_name": "content-type", "descriptor_key": "content", "skip_if_absent": True}}
+    actions = [by_class, whose, content]
+    rule = {"@type": f"{HTTP}.ratelimit.v3.RateLimitPerRoute", "rate_limits": [{"actions": actions}]}
+    return {BY_ADDRESS if is_public else BY_USER: rule}

@@ -1,0 +1,1 @@
+"""The deletion of everything that chat holds of a user who is no more."""

@@ -1,0 +1,161 @@
+"""Sign-ins that fail are slowed, by name and by address, in every process; nobody locks somebody else out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from parley.auth.v1 import auth_pb2
+from parley.type.v1 import error_reason_pb2 as reasons
+from services.runtime.errors import ResourceExhausted, ServiceError
+from suite.databases import ServiceDatabase
+from tests.auth.harness import PASSWORD, Person, RunningAuth, make_settings, new_name, refusal, running_auth
+
+StartAuth = Callable[..., Awaitable[RunningAuth]]
+WRONG = "a wrong password"
+HOME, ELSEWHERE = "203.0.113.7", "198.51.100.9"
+
+
+@pytest.fixture
+async def strict(own_database: ServiceDatabase, tmp_path: Path) -> AsyncIterator[RunningAuth]:
+    """Auth with few free failures, on a database of its own."""
+    settings = make_settings(
+        own_database,
+        tmp_path,
+        sign_in_free_failures=3,
+        sign_in_free_failures_per_address=8,
+        sign_in_free_failures_per_name=6,
+    )
+    async with running_auth(own_database, settings) as auth:
+        yield auth
+
+
+async def fail(auth: RunningAuth, name: str, address: str = HOME, password: str = WRONG) -> ServiceError:
+    return await refusal(auth.login(name, password, **{"x-forwarded-for": address}))
+
+
+async def sign_in(auth: RunningAuth, name: str, address: str = HOME) -> auth_pb2.TokenPair:
+    return await auth.login(name, **{"x-forwarded-for": address})
+
+
+async def pass_time(auth: RunningAuth, seconds: float) -> None:
+    await auth.execute(
+        "update sign_in_failures set delay_until = delay_until - make_interval(secs => %s),"
+        " update_time = update_time - make_interval(secs => %s)",
+        seconds,
+        seconds,
+    )
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_after_a_few_failures_each_doubles_the_wait(strict: RunningAuth, *, is_known: bool) -> None:
+    name = (await strict.register()).username if is_known else new_name()
+    for _ in range(4):
+        assert (await fail(strict, name)).reason == reasons.ERROR_REASON_CREDENTIALS_WRONG
+    for seconds in (1, 2):
+        # A right password that comes too early is not looked at.
+        refused = await fail(strict, name.upper(), password=PASSWORD)
+        assert isinstance(refused, ResourceExhausted)
+        assert refused.reason == reasons.ERROR_REASON_SIGN_IN_DELAYED
+        assert refused.metadata == {"seconds": str(seconds)}
+        assert refused.retry_delay_seconds is not None
+        assert seconds - 1 < refused.retry_delay_seconds <= seconds
+        await pass_time(strict, seconds)
+        assert (await fail(strict, name)).reason == reasons.ERROR_REASON_CREDENTIALS_WRONG
+
+
+async def test_a_right_password_in_time_forgets_the_failures(strict: RunningAuth) -> None:
+    person = await strict.register()
+    for _ in range(2):
+        for _ in range(3):
+            await fail(strict, person.username)
+        await sign_in(strict, person.username)
+    await pass_time(strict, 3_601)
+    for _ in range(4):
+        await fail(strict, person.email)
+    assert (await fail(strict, person.email)).reason == reasons.ERROR_REASON_SIGN_IN_DELAYED
+    await pass_time(strict, 3_601)
+    assert (await fail(strict, person.email)).reason == reasons.ERROR_REASON_CREDENTIALS_WRONG
+
+
+async def test_an_attack_from_elsewhere_does_not_keep_its_victim_out(strict: RunningAuth) -> None:
+    person = await strict.register()
+    await sign_in(strict, person.username)
+    for number in range(7):
+        await fail(strict, person.username, f"198.51.100.{number}")
+    # From an address that is not known the name is slowed, and at home nothing is.
+    assert (await fail(strict, person.username, ELSEWHERE)).reason == reasons.ERROR_REASON_SIGN_IN_DELAYED
+    await sign_in(strict, person.username)
+    assert await strict.refresh(person.tokens.refresh_token)
+    assert await strict.is_signed_in(person.tokens.access_token)
+    # And after a minute at most somebody is let through anywhere.
+    await pass_time(strict, 60)
+    await sign_in(strict, person.username, ELSEWHERE)
+
+
+async def test_an_address_that_tries_many_names_is_slowed_for_all(strict: RunningAuth) -> None:
+    person = await strict.register()
+    for _ in range(9):
+        await fail(strict, new_name(), "2001:db8::1")
+    delayed = await fail(strict, person.username, "2001:db8::2", PASSWORD)
+    assert delayed.reason == reasons.ERROR_REASON_SIGN_IN_DELAYED
+    await sign_in(strict, person.username, "2001:db8:0:1::1")
+
+
+async def test_only_the_last_word_of_an_edge_says_where_a_call_comes_from(
+    strict: RunningAuth, own_database: ServiceDatabase, tmp_path: Path
+) -> None:
+    name = (await strict.register()).username
+    for number in range(4):
+        await fail(strict, name, f"192.0.2.{number}, {HOME}")
+    assert (await fail(strict, name, f"192.0.2.99, {HOME}")).reason == reasons.ERROR_REASON_SIGN_IN_DELAYED
+    outside = make_settings(own_database, tmp_path, edge_networks="10.0.0.0/8", sign_in_free_failures=3)
+    async with running_auth(own_database, outside) as unbelieving:
+        other = (await strict.register()).username
+        for number in range(4):
+            await fail(unbelieving, other, f"192.0.2.{number}")
+        assert (await fail(unbelieving, other, "192.0.2.50")).reason == reasons.ERROR_REASON_SIGN_IN_DELAYED
+    behind = make_settings(own_database, tmp_path, edge_proxies=1, sign_in_free_failures=3)
+    async with running_auth(own_database, behind) as proxied:
+        third = (await strict.register()).username
+        for number in range(4):
+            await fail(proxied, third, f"192.0.2.77, 10.0.0.{number}")
+        assert (await fail(proxied, third, "192.0.2.77, 10.0.0.9")).reason == reasons.ERROR_REASON_SIGN_IN_DELAYED
+
+
+async def test_failures_are_counted_by_all_processes_and_at_once(
+    strict: RunningAuth, own_database: ServiceDatabase, tmp_path: Path
+) -> None:
+    name = (await strict.register()).username
+    settings = make_settings(own_database, tmp_path, sign_in_free_failures=3, sign_in_free_failures_per_name=6)
+    async with running_auth(own_database, settings) as second:
+        done = await asyncio.gather(*(fail(auth, name) for auth in (strict, second) for _ in range(30)))
+        told = [one.reason for one in done]
+        # What was being hashed, or about to be, when the failures became known may have been too many: two threads each.
+        assert 4 <= told.count(reasons.ERROR_REASON_CREDENTIALS_WRONG) <= 20
+        assert set(told) == {reasons.ERROR_REASON_CREDENTIALS_WRONG, reasons.ERROR_REASON_SIGN_IN_DELAYED}
+
+
+async def test_a_stolen_session_does_not_guess_the_password(strict: RunningAuth) -> None:
+    person = await strict.register()
+
+    async def change(password: str) -> ServiceError:
+        request = auth_pb2.ChangePasswordRequest(current_password=password, new_password="another good one")
+        return await refusal(strict.auth.ChangePassword(request, metadata=person.metadata))
+
+    for _ in range(4):
+        assert (await change(WRONG)).reason == reasons.ERROR_REASON_CREDENTIALS_WRONG
+    assert (await change(PASSWORD)).reason == reasons.ERROR_REASON_SIGN_IN_DELAYED
+
+
+async def test_what_is_stored_names_nobody_and_goes(strict: RunningAuth, person: Person) -> None:
+    name = (await strict.register()).username
+    await fail(strict, name)
+    rows = str(await strict.execute("select encode(key, 'escape'), encode(name_key, 'escape') from sign_in_failures"))
+    assert name not in rows
+    assert HOME not in rows
+    await pass_time(strict, 31 * 86_400)
+    await strict.assembly.upkeep.sweep()
+    assert await strict.execute("select 1 from sign_in_failures") == []
+    assert person

@@ -1,0 +1,299 @@
+"""Basic and cookies at the door: a real Envoy before a real auth, so that what is traded is what auth trades."""
+
+import base64
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import grpc
+import httpx2
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from google.rpc import code_pb2, error_details_pb2
+from grpc_status import rpc_status
+
+from gateway.settings import Address
+from parley.auth.v1 import auth_pb2, auth_pb2_grpc
+from parley.chat.v1 import chat_pb2, conversation_pb2
+from suite.databases import ServiceDatabase
+from tests.auth.front_end import AUDIENCE, ISSUER, SECRET, FrontEnd, forged, raw, running_front_end
+from tests.auth.harness import PASSWORD, Person, RunningAuth, make_settings, new_name, running_auth
+from tests.gateway.backend import Script, Service, endpoints_of
+from tests.gateway.conftest import ORIGIN
+from tests.gateway.edge import Edge, error_of, running_edge
+from tests.suite_process import free_ports
+
+ME, VERIFY, CONVERSATIONS = "/api/v1/auth/me", "/api/v1/auth/verify", "/api/v1/chat/conversations"
+WRONG = (401, code_pb2.UNAUTHENTICATED, "CREDENTIALS_WRONG")
+MISSING = (401, code_pb2.UNAUTHENTICATED, "IDENTITY_MISSING")
+FORBIDDEN = (403, code_pb2.PERMISSION_DENIED, "ORIGIN_NOT_ALLOWED")
+
+
+@pytest.fixture(scope="module")
+async def auth(auth_database: ServiceDatabase, run_folder: Path) -> AsyncIterator[RunningAuth]:
+    async with running_auth(auth_database, make_settings(auth_database, run_folder)) as running:
+        yield running
+
+
+def endpoints(services: dict[str, Service], auth: RunningAuth) -> dict[str, tuple[Address, ...]]:
+    return endpoints_of(services) | {"auth": (Address.parse(auth.target),)}
+
+
+@pytest.fixture(scope="module")
+async def door(services: dict[str, Service], auth: RunningAuth) -> AsyncIterator[Edge]:
+    async with running_edge(endpoints(services, auth), cors_allowed_origins=(ORIGIN,), jwks_refresh_seconds=1) as edge:
+        await edge.until_answers("/health", 200)
+        await edge.until_verifies({"authorization": f"Bearer {(await auth.register()).tokens.access_token}"})
+        yield edge
+
+
+@pytest.fixture
+async def client(door: Edge) -> AsyncIterator[httpx2.AsyncClient]:
+    async with door.client() as client:
+        yield client
+
+
+@pytest.fixture
+async def person(auth: RunningAuth) -> Person:
+    return await auth.register()
+
+
+def basic(name: str, password: str = PASSWORD, *, scheme: str = "Basic") -> dict[str, str]:
+    return {"authorization": f"{scheme} " + base64.b64encode(f"{name}:{password}".encode()).decode()}
+
+
+async def test_basic_is_an_identity_like_any_other(client: httpx2.AsyncClient, person: Person, script: Script) -> None:
+    assert (await client.get(ME, headers=basic(person.username))).json()["id"] == person.id
+    verified = await client.post(VERIFY, json={}, headers=basic(person.email, scheme="BASIC"))
+    assert verified.json()["valid"] is True
+    script.answers("ListConversations", conversation_pb2.ListConversationsResponse())
+    answer = await client.get(CONVERSATIONS, headers=basic(person.username))
+    assert answer.status_code == 200
+    assert answer.headers["cache-control"] == "no-store"
+    passed_on = script.only_call("ListConversations").metadata["authorization"]
+    assert passed_on.startswith("Bearer ")
+    claims = jwt.decode(passed_on.removeprefix("Bearer "), options={"verify_signature": False})
+    assert claims["sub"] == person.id
+    assert PASSWORD not in str(script.only_call("ListConversations").metadata)
+
+
+async def test_no_password_no_entrance(client: httpx2.AsyncClient, person: Person, script: Script) -> None:
+    for headers in (basic(person.username, "wrong"), basic("nobody-at-all"), {"authorization": "Basic %%%"}):
+        answer = await client.get(ME, headers=headers)
+        assert error_of(answer) == WRONG
+        assert answer.headers["x-request-id"]
+        # No challenge: a browser would ask for a password, and keep it.
+        assert "basic" not in answer.headers.get("www-authenticate", "").lower()
+    assert error_of(await client.get(CONVERSATIONS, headers=basic(person.username, "wrong"))) == WRONG
+    assert "ListConversations" not in script.calls
+
+
+async def test_public_rpcs_do_not_look_at_it(client: httpx2.AsyncClient, person: Person) -> None:
+    body = {"username": person.username, "password": PASSWORD}
+    assert (await client.post("/api/v1/auth/login", json=body, headers=basic("nobody", "x"))).status_code == 200
+
+
+async def test_native_grpc_and_grpc_web(door: Edge, client: httpx2.AsyncClient, person: Person) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{door.port}") as channel:
+        stub = auth_pb2_grpc.AuthServiceStub(channel)
+        user = await stub.GetMe(auth_pb2.GetMeRequest(), metadata=tuple(basic(person.username).items()))
+        assert user.id == person.id
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetMe(auth_pb2.GetMeRequest(), metadata=tuple(basic(person.username, "wrong").items()))
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert caught.value.details() == "Unknown user or wrong password."
+    info = error_details_pb2.ErrorInfo()
+    rpc_status.from_call(caught.value).details[0].Unpack(info)  # type: ignore[arg-type]
+    assert info.reason == "CREDENTIALS_WRONG"
+    web = {"content-type": "application/grpc-web+proto", "x-grpc-web": "1"}
+    path = "/parley.auth.v1.AuthService/GetMe"
+    good = await client.post(path, content=b"\0\0\0\0\0", headers={**web, **basic(person.username)})
+    assert b"grpc-status:0" in good.content
+    bad = await client.post(path, content=b"\0\0\0\0\0", headers={**web, **basic(person.username, "wrong")})
+    assert bad.headers.get("grpc-status") == "16" or b"grpc-status:16" in bad.content.replace(b" ", b"")
+
+
+async def test_a_page_of_another_site_cannot_use_the_password_that_a_browser_keeps(
+    client: httpx2.AsyncClient, person: Person, script: Script
+) -> None:
+    script.answers("CreateConversation", conversation_pb2.Conversation())
+    headers = basic(person.username)
+    evil = await client.post(CONVERSATIONS, json={}, headers={**headers, "origin": "https://evil.example"})
+    assert error_of(evil) == FORBIDDEN
+    assert "CreateConversation" not in script.calls
+    for origin in ({}, {"origin": ORIGIN}, {"origin": f"http://127.0.0.1:{client.base_url.port}"}):
+        assert (await client.post(CONVERSATIONS, json={}, headers={**headers, **origin})).status_code == 200
+
+
+async def test_auth_that_is_away_is_not_the_callers_fault(services: dict[str, Service]) -> None:
+    away = endpoints_of(services) | {"auth": (Address("127.0.0.1", free_ports(1)[0]),)}
+    async with running_edge(away) as edge, edge.client() as client:
+        answer = await client.get(CONVERSATIONS, headers=basic("somebody"))
+        assert error_of(answer) == (503, code_pb2.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
+        assert answer.headers["retry-after"] == "1"
+
+
+async def test_each_can_be_switched_off(services: dict[str, Service], auth: RunningAuth, person: Person) -> None:
+    settings = {"basic_auth_enabled": False, "cookie_auth_enabled": False, "cors_allowed_origins": (ORIGIN,)}
+    async with running_edge(endpoints(services, auth), **settings) as edge, edge.client() as client:
+        token = person.tokens.access_token
+        await edge.until_verifies({"authorization": f"Bearer {token}"})
+        assert error_of(await client.get(ME, headers=basic(person.username))) == MISSING
+        cookie = {"cookie": f"session_token={token}", "origin": ORIGIN}
+        assert error_of(await client.get(ME, headers=cookie)) == MISSING
+        assert error_of(await client.post(VERIFY, json={}, headers=cookie)) == MISSING
+
+
+@pytest.fixture
+def cookie(person: Person) -> dict[str, str]:
+    return {"cookie": f"session_token={person.tokens.access_token}"}
+
+
+# What a page says of itself, made of the edge's own host and port.
+ALLOWED: dict[str, Callable[[str], dict[str, str]]] = {
+    "a listed origin": lambda _: {"origin": ORIGIN},
+    "a listed origin on another site": lambda _: {"origin": ORIGIN, "sec-fetch-site": "cross-site"},
+    "the edge's own": lambda own: {"origin": f"http://{own}"},
+    "the edge's own, and the browser agrees": lambda own: {"origin": f"http://{own}", "sec-fetch-site": "same-origin"},
+    "behind a proxy that ends TLS": lambda own: {"origin": f"https://{own}"},
+    "no origin, but the browser's word": lambda _: {"sec-fetch-site": "same-origin"},
+}
+REFUSED: dict[str, Callable[[str], dict[str, str]]] = {
+    "nothing": lambda _: {},
+    "another origin": lambda _: {"origin": "https://evil.example"},
+    "a sandboxed page": lambda _: {"origin": "null"},
+    "another port": lambda own: {"origin": f"http://{own}0"},
+    "a name that begins alike": lambda own: {"origin": f"http://{own}.evil.example"},
+    "a listed one with a path": lambda _: {"origin": f"{ORIGIN}/"},
+    "a listed one in part": lambda _: {"origin": f"{ORIGIN}.evil.example"},
+    "our own, but the browser says otherwise": lambda own: {"origin": f"http://{own}", "sec-fetch-site": "same-site"},
+    "another site, without an origin": lambda _: {"sec-fetch-site": "cross-site"},
+    "an address bar": lambda _: {"sec-fetch-site": "none"},
+}
+WRITES = [
+    ("POST", CONVERSATIONS),
+    ("PATCH", f"{CONVERSATIONS}/01990000-0000-7000-8000-00000000000a"),
+    ("DELETE", f"{CONVERSATIONS}/01990000-0000-7000-8000-00000000000a"),
+    ("POST", "/api/v1/chat/completions"),
+]
+
+
+@pytest.mark.parametrize("page", ALLOWED)
+async def test_a_cookie_writes_from_pages_that_may(
+    client: httpx2.AsyncClient, cookie: dict[str, str], script: Script, page: str
+) -> None:
+    script.answers("CreateConversation", conversation_pb2.Conversation())
+    script.answers("UpdateConversation", conversation_pb2.Conversation())
+    script.answers("DeleteConversation", conversation_pb2.DeleteConversationResponse())
+    script.answers("CreateCompletion", chat_pb2.Completion())
+    headers = {**cookie, **ALLOWED[page](f"127.0.0.1:{client.base_url.port}")}
+    for method, path in WRITES:
+        answer = await client.request(method, path, content=b"{}", headers=headers)
+        assert answer.status_code == 200, (method, path, answer.text)
+    assert "cookie" not in script.only_call("CreateConversation").metadata
+
+
+@pytest.mark.parametrize("page", REFUSED)
+async def test_a_cookie_does_not_write_from_others(
+    client: httpx2.AsyncClient, cookie: dict[str, str], script: Script, page: str
+) -> None:
+    headers = {**cookie, **REFUSED[page](f"127.0.0.1:{client.base_url.port}")}
+    for method, path in WRITES:
+        answer = await client.request(method, path, content=b"{}", headers=headers)
+        assert error_of(answer) == FORBIDDEN, (method, path)
+    assert set(script.calls) <= {"GetJwks"}
+
+
+async def test_an_open_edge_takes_cookies_from_its_own_pages_only(
+    services: dict[str, Service], auth: RunningAuth, cookie: dict[str, str], script: Script
+) -> None:
+    script.answers("CreateConversation", conversation_pb2.Conversation())
+    async with running_edge(endpoints(services, auth), cors_allowed_origins=("*",)) as edge, edge.client() as client:
+        await edge.until_answers("/health", 200)
+        listed = await client.post(CONVERSATIONS, json={}, headers={**cookie, "origin": ORIGIN})
+        assert error_of(listed) == FORBIDDEN
+        await edge.until_verifies({"authorization": cookie["cookie"].replace("session_token=", "Bearer ")})
+        own = await client.post(CONVERSATIONS, json={}, headers={**cookie, "origin": edge.url})
+        assert own.status_code == 200
+
+
+async def test_over_https_a_page_without_it_is_another(
+    services: dict[str, Service], auth: RunningAuth, cookie: dict[str, str]
+) -> None:
+    async with running_edge(endpoints(services, auth), edge_proxies=1) as edge, edge.client() as client:
+        await edge.until_answers("/health", 200)
+        forwarded = {**cookie, "x-forwarded-proto": "https", "origin": edge.url}
+        assert error_of(await client.post(CONVERSATIONS, json={}, headers=forwarded)) == FORBIDDEN
+
+
+@pytest.fixture
+async def front_end() -> AsyncIterator[FrontEnd]:
+    async with running_front_end() as served:
+        yield served
+
+
+@pytest.fixture
+async def federated(
+    services: dict[str, Service], auth_database: ServiceDatabase, front_end: FrontEnd, tmp_path: Path, person: Person
+) -> AsyncIterator[Edge]:
+    """An edge and an auth that know a Better Auth front end."""
+    (tmp_path / "secret").write_text(SECRET)
+    session = {"kind": "better_auth_session", "issuer": "app", "secret_file": str(tmp_path / "secret")}
+    published = {"kind": "jwks", "issuer": ISSUER, "jwks_url": front_end.url, "audiences": [AUDIENCE]}
+    path = tmp_path / "issuers.json"
+    path.write_text(json.dumps([{**session, "accounts": "create"}, {**published, "accounts": "create"}]))
+    names = ("session_token", "better-auth.session_data")
+    async with running_auth(auth_database, make_settings(auth_database, tmp_path, external_issuers_file=path)) as auth:
+        settings = {"external_tokens_enabled": True, "session_cookies": names, "cors_allowed_origins": (ORIGIN,)}
+        async with running_edge(endpoints(services, auth), **settings) as edge:
+            await edge.until_answers("/health", 200)
+            await edge.until_verifies({"authorization": f"Bearer {person.tokens.access_token}"})
+            yield edge
+
+
+async def test_a_better_auth_front_end_is_let_in(
+    federated: Edge, front_end: FrontEnd, person: Person, script: Script
+) -> None:
+    script.answers("CreateConversation", conversation_pb2.Conversation())
+    email = f"{new_name()}@example.com"
+    bearer = {"authorization": front_end.sign(front_end.claims(email=email, email_verified=True))}
+    cached = front_end.session(email=f"{new_name()}@example.com").removeprefix("Bearer ")
+    cookie = {"cookie": f"better-auth.session_token=opaque.value; better-auth.session_data={cached}"}
+    async with federated.client() as client:
+        assert (await client.get(ME, headers=bearer)).json()["email"] == email
+        mine = await client.get(ME, headers=cookie)
+        assert mine.status_code == 200
+        written = await client.post(CONVERSATIONS, json={}, headers={**cookie, "origin": ORIGIN})
+        assert written.status_code == 200
+        passed_on = script.only_call("CreateConversation").metadata
+        claims = jwt.decode(passed_on["authorization"].removeprefix("Bearer "), options={"verify_signature": False})
+        assert (claims["iss"], claims["sub"]) == ("parley", mine.json()["id"])
+        assert cached not in str(passed_on)
+        assert error_of(await client.post(CONVERSATIONS, json={}, headers=cookie)) == FORBIDDEN
+        # Our own are verified at the door as ever, without asking anybody.
+        ours = {"authorization": f"Bearer {person.tokens.access_token}"}
+        assert (await client.get(ME, headers=ours)).status_code == 200
+
+
+async def test_forgeries_of_every_kind_are_refused(federated: Edge, front_end: FrontEnd) -> None:
+    claims = front_end.claims(email="a@example.com", email_verified=True)
+    invalid = (401, code_pb2.UNAUTHENTICATED, "TOKEN_INVALID")
+    other = Ed25519PrivateKey.generate()
+    as_ours = {**claims, "iss": "parley", "aud": "parley", "sid": "s", "roles": ["admin"]}
+    forgeries = {
+        "none": jwt.encode(claims, "", "none"),
+        "the public key as a secret": forged(claims, raw(front_end), {"alg": "HS256", "kid": "one"}).removeprefix("Bearer "),
+        "another key": jwt.encode(claims, other, "EdDSA", {"kid": "one"}),
+        "their key for our token": jwt.encode(as_ours, front_end.keys["one"], "EdDSA", {"kid": "one"}),
+        "their secret for our token": jwt.encode(as_ours, SECRET, "HS256"),
+        "none for our token": jwt.encode(as_ours, "", "none"),
+        "two issuers": jwt.encode({**as_ours, "x": {"iss": "parley"}, "iss": ISSUER}, other, "EdDSA", {"kid": "one"}),
+    }
+    async with federated.client() as client:
+        for name, token in forgeries.items():
+            answer = await client.get(ME, headers={"authorization": f"Bearer {token}"})
+            assert error_of(answer) == invalid, name
+        expired = front_end.sign({**claims, "exp": claims["iat"] - 60})
+        answer = await client.get(ME, headers={"authorization": expired})
+        assert error_of(answer) == (401, code_pb2.UNAUTHENTICATED, "TOKEN_EXPIRED")
