@@ -131,7 +131,7 @@ async def test_scores_are_those_of_bm25_and_the_same_to_the_last_bit_with_lists_
     for position, query in enumerate(queries):
         expected = bm25(await texts_of(database, user_id), query.split())
         got = dict(before[position * len(narrowings)])
-        assert len(got) > 3
+        assert got
         assert all(score == pytest.approx(expected[key], rel=1e-12) for key, score in got.items())
     await index(store, user_id)
     assert await fetch(database, "select is_built, count(*) from segments group by is_built") == [(True, 6)]
