@@ -345,9 +345,10 @@ async def _report_rows(database: ServiceDatabase, corpus: Corpus) -> None:
     async with await psycopg.AsyncConnection[tuple[Any, ...]].connect(database.migration_url) as connection:
         await connection.execute("select set_config('parley.scope', 'service', true)")
         for table in ("turns", "facts", "embeddings", "segments", "postings"):
-            # Of a table without partitions the tree is itself.
-            size = f"select sum(pg_total_relation_size(relid)) from pg_partition_tree('{table}')"  # noqa: S608 - of ours
-            count = f"select count(*), pg_size_pretty(({size})) from {table}"  # noqa: S608 - of ours
+            # A partitioned table has no size itself, and one without partitions has no tree.
+            tree = f"select coalesce(sum(pg_total_relation_size(relid)), 0) from pg_partition_tree('{table}')"  # noqa: S608 - of ours
+            size = f"greatest(({tree}), pg_total_relation_size('{table}'))"
+            count = f"select count(*), pg_size_pretty({size}) from {table}"  # noqa: S608 - of ours
             row = await (await connection.execute(count.encode())).fetchone()
             if row is not None:
                 print(f"{table}: {row[0]} rows, {row[1]} with indexes")
@@ -374,7 +375,7 @@ async def _measure_searches(
             query = corpus.text(corpus.chance.randint(*QUERY_WORDS))
             taken.append(await _timed(recall.search(user.id, query, limit=10)))
         _print(label, taken)
-        print(f"  CPU of Postgres: {1000 * (_cpu_seconds(database_pid) - began) / len(users):.1f} ms a search")
+        print(f"  CPU of Postgres: {1000 * _spent(began, _cpu_seconds(database_pid)) / len(users):.1f} ms a search")
 
 
 async def _measure_exactness(
@@ -423,10 +424,15 @@ def _turn(corpus: Corpus, sequence: int, role: str, words: int) -> Turn:
     return Turn(corpus.id(), sequence, role, corpus.text(words), 0, datetime.now(UTC), 2 * words)
 
 
-def _cpu_seconds(pid: int) -> float:
-    """Of a server's processes: what a search costs on a machine that is busy with something else too."""
-    times = [child.cpu_times() for child in psutil.Process(pid).children()]
-    return sum(one.user + one.system for one in times)
+def _cpu_seconds(pid: int) -> dict[int, float]:
+    """Of each of a server's processes: what a search costs on a machine that is busy with something else too."""
+    times = {child.pid: child.cpu_times() for child in psutil.Process(pid).children()}
+    return {child: one.user + one.system for child, one in times.items()}
+
+
+def _spent(before: dict[int, float], after: dict[int, float]) -> float:
+    """Between two looks, without what has ended meanwhile: that was no connection of ours."""
+    return sum(seconds - before.get(child, 0.0) for child, seconds in after.items())
 
 
 async def _timed(work: Awaitable[object]) -> float:
