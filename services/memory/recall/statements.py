@@ -32,7 +32,7 @@ def by_meaning(scope: Scope) -> sa.TextClause:
     mine += " where embeddings.user_id = :user_id and model = :model"
     place = " and conversation_id = :conversation_id" if scope.in_conversation else ""
     messages = (
-        f"messages as materialized (select item_id, conversation_id, sequence, {mine} and kind = 'turn'"
+        f"messages as materialized (select item_id, conversation_id, sequence, {mine} and conversation_id is not null"
         f"{place}{scope.without('item_id')} order by score desc, item_id limit :depth), "
     )
     messages_found = (
