@@ -3,7 +3,8 @@
 Owns the database that it fills: an embedded Postgres in a folder of its own, or in `--data` to fill it once and measure
 often. What is measured is services/memory itself, in this process and on the service's plain role: a whole search (both
 rankings, the rows of the winners, each in its transaction), and the recording of a turn of two messages, Redis included. Not
-measured is the model's time: the vector of a query is given. gRPC adds about a millisecond.
+measured is the model's time: the vector of a query is given. gRPC adds about a millisecond. The lists of words are made
+before, by what upkeep calls; how long that takes is printed.
 
 The rows lie as they would have come: the messages of all users mixed, so that none of a user's are together on disk. Vectors
 are noise, with neighbours of the queries planted; texts are drawn from a vocabulary whose words are as uneven as English
@@ -37,6 +38,8 @@ import psutil
 import psycopg
 
 from services.memory.__main__ import open_memory
+from services.memory.postings.chore import index
+from services.memory.postings.store import SEGMENT_MESSAGES, PostingStore
 from services.memory.recall.fusion import Weights
 from services.memory.recall.search import Recall, RecallLimits
 from services.memory.recall.store import Extent, RecallStore
@@ -87,6 +90,7 @@ async def _run(options: argparse.Namespace, folder: Path) -> None:
         await asyncio.to_thread(migrate, "services.memory", database.migration_url, service_role=database.service_role)
         corpus = Corpus(options.rows, options.seed)
         await _fill(with_target(server.admin_url, database=NAME), corpus)
+        await _index(database, corpus)
         async with running_redis(folder / "redis") as redis:
             await _measure(options, corpus, database, redis.url, database_pid=server.pid)
         print(
@@ -230,6 +234,16 @@ async def _fill(url: str, corpus: Corpus) -> None:
         print(f"filled with {len(order)} messages in {time.monotonic() - began:.0f} s", flush=True)
 
 
+async def _index(database: ServiceDatabase, corpus: Corpus) -> None:
+    """As after the first search of each user who has said much."""
+    began, opened = time.monotonic(), open_database(database.url, pool_size=1)
+    for user in corpus.users:
+        if user.memories >= SEGMENT_MESSAGES:
+            await index(PostingStore(opened), user.id)
+    await opened.close()
+    print(f"lists of words made in {time.monotonic() - began:.0f} s", flush=True)
+
+
 class _Filler:
     def __init__(self, connection: "psycopg.AsyncConnection[tuple[Any, ...]]", corpus: Corpus, *, vector_type: int) -> None:
         self._connection, self._corpus, self._vector_type = connection, corpus, vector_type
@@ -330,10 +344,11 @@ async def _report_rows(database: ServiceDatabase, corpus: Corpus) -> None:
     print("users:", ", ".join(f"{count} with {size} messages" for size, count in sizes.items()))
     async with await psycopg.AsyncConnection[tuple[Any, ...]].connect(database.migration_url) as connection:
         await connection.execute("select set_config('parley.scope', 'service', true)")
-        for table in ("turns", "facts", "embeddings"):
-            # Of a table without partitions the tree is itself.
-            size = f"select sum(pg_total_relation_size(relid)) from pg_partition_tree('{table}')"  # noqa: S608 - of ours
-            count = f"select count(*), pg_size_pretty(({size})) from {table}"  # noqa: S608 - of ours
+        for table in ("turns", "facts", "embeddings", "segments", "postings"):
+            # A partitioned table has no size itself, and one without partitions has no tree.
+            tree = f"select coalesce(sum(pg_total_relation_size(relid)), 0) from pg_partition_tree('{table}')"  # noqa: S608 - of ours
+            size = f"greatest(({tree}), pg_total_relation_size('{table}'))"
+            count = f"select count(*), pg_size_pretty({size}) from {table}"  # noqa: S608 - of ours
             row = await (await connection.execute(count.encode())).fetchone()
             if row is not None:
                 print(f"{table}: {row[0]} rows, {row[1]} with indexes")
@@ -360,7 +375,7 @@ async def _measure_searches(
             query = corpus.text(corpus.chance.randint(*QUERY_WORDS))
             taken.append(await _timed(recall.search(user.id, query, limit=10)))
         _print(label, taken)
-        print(f"  CPU of Postgres: {1000 * (_cpu_seconds(database_pid) - began) / len(users):.1f} ms a search")
+        print(f"  CPU of Postgres: {1000 * _spent(began, _cpu_seconds(database_pid)) / len(users):.1f} ms a search")
 
 
 async def _measure_exactness(
@@ -409,10 +424,15 @@ def _turn(corpus: Corpus, sequence: int, role: str, words: int) -> Turn:
     return Turn(corpus.id(), sequence, role, corpus.text(words), 0, datetime.now(UTC), 2 * words)
 
 
-def _cpu_seconds(pid: int) -> float:
-    """Of a server's processes: what a search costs on a machine that is busy with something else too."""
-    times = [child.cpu_times() for child in psutil.Process(pid).children()]
-    return sum(one.user + one.system for one in times)
+def _cpu_seconds(pid: int) -> dict[int, float]:
+    """Of each of a server's processes: what a search costs on a machine that is busy with something else too."""
+    times = {child.pid: child.cpu_times() for child in psutil.Process(pid).children()}
+    return {child: one.user + one.system for child, one in times.items()}
+
+
+def _spent(before: dict[int, float], after: dict[int, float]) -> float:
+    """Between two looks, without what has ended meanwhile: that was no connection of ours."""
+    return sum(seconds - before.get(child, 0.0) for child, seconds in after.items())
 
 
 async def _timed(work: Awaitable[object]) -> float:

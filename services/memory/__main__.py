@@ -22,6 +22,8 @@ from services.memory.facts.expiry import expiry_chore, sweep_expired
 from services.memory.facts.held import FactLimits
 from services.memory.facts.store import FactStore
 from services.memory.model_calls import CountedModel
+from services.memory.postings.chore import index_chore
+from services.memory.postings.store import PostingStore
 from services.memory.recall.fusion import Weights
 from services.memory.recall.search import Recall, RecallLimits
 from services.memory.recall.store import RecallStore
@@ -94,6 +96,7 @@ async def open_memory(settings: MemorySettings, parts: AsyncExitStack) -> Memory
     chores = [
         *embedding.chores(call_seconds=settings.openai_timeout_seconds),
         expiry_chore(facts),
+        index_chore(PostingStore(database)),
         *_extraction_chores(settings, database, facts, jobs),
         *_summary_chores(settings, summaries, jobs),
     ]

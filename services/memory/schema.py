@@ -92,6 +92,8 @@ turns = sa.Table(
     _time("record_time"),
     # What is searched by words. The function stands in migration 0002.
     sa.Column("lexemes", TSVECTOR, sa.Computed("lexemes_of(body)", persisted=True)),
+    # In the order in which a user's messages come here. None for what is from before migration 0003, until it is indexed.
+    sa.Column("number", sa.BigInteger, server_default=sa.text("nextval('turn_numbers')")),
     _of_conversation("turns_conversation_fkey"),
     sa.UniqueConstraint("user_id", "message_id", name=MESSAGE_KEY),
     sa.CheckConstraint("sequence >= 1", name="turns_sequence_check"),
@@ -99,6 +101,41 @@ turns = sa.Table(
     sa.CheckConstraint("revision >= 0", name="turns_revision_check"),
     sa.CheckConstraint("token_count >= 0", name="turns_token_count_check"),
     postgresql_partition_by=BY_USER,
+)
+
+sa.Index("turns_number_idx", turns.c.user_id, turns.c.number)
+
+# Runs of a user's messages by number, closed: none comes to lie in one any more. `is_built`: their words stand in postings.
+segments = sa.Table(
+    "segments",
+    metadata,
+    _id("user_id"),
+    sa.Column("last_number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("first_number", sa.BigInteger, nullable=False),
+    sa.Column("is_built", sa.Boolean, nullable=False, server_default=sa.false()),
+    # Of messages with text, while it is built.
+    sa.Column("message_count", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("length_total", sa.BigInteger, nullable=False, server_default="0"),
+    # An entry of postings has 38 bits for the distance from the first number.
+    sa.CheckConstraint(
+        "first_number >= 1 and last_number - first_number between 0 and 274877906943", name="segments_extent_check"
+    ),
+)
+
+# By word, which messages of a segment hold it: see postings/statements.py. Triggers of migration 0003 drop them.
+postings = sa.Table(
+    "postings",
+    metadata,
+    _id("user_id"),
+    sa.Column("segment", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("word", sa.Text(collation="C"), primary_key=True),
+    sa.Column("entries", ARRAY(sa.BigInteger), nullable=False),
+    sa.ForeignKeyConstraint(
+        ["user_id", "segment"],
+        ["segments.user_id", "segments.last_number"],
+        name="postings_segment_fkey",
+        ondelete="CASCADE",
+    ),
 )
 
 # Messages that were edited away, without their text: a late repeat of the call that brought them must not bring them back.
@@ -263,7 +300,7 @@ upkeep = sa.Table(
     sa.Column("tries", sa.Integer, nullable=False, server_default="0"),
     # Another number whenever it is owed anew, so that what came meanwhile is not struck with what was done.
     sa.Column("revision", sa.BigInteger, nullable=False, server_default="1"),
-    sa.CheckConstraint("task in ('embed', 'extract', 'summarize', 'portray', 'expire')", name="upkeep_task_check"),
+    sa.CheckConstraint("task in ('embed', 'extract', 'summarize', 'portray', 'expire', 'index')", name="upkeep_task_check"),
     sa.CheckConstraint("tries >= 0", name="upkeep_tries_check"),
 )
 sa.Index("upkeep_due_idx", upkeep.c.task, upkeep.c.due_time)
@@ -275,6 +312,7 @@ ischema_names["halfvec"] = HalfVector
 @sa.event.listens_for(metadata, "before_create")
 def _prepare(_: sa.MetaData, connection: sa.Connection, **__: Any) -> None:
     connection.execute(sa.text("create extension if not exists vector"))
+    connection.execute(sa.text("create sequence turn_numbers"))
     connection.execute(
         sa.text("create function lexemes_of(body text) returns tsvector language sql immutable return cast('' as tsvector)")
     )

@@ -8,6 +8,7 @@ table: nothing that would let it step around row-level security.
 """
 
 import sys
+import time
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from sqlalchemy import Connection, NullPool, create_engine, make_url, text
 from services.runtime.database import async_url
 from services.runtime.settings import PostgresUrl, read_settings
 
-_LOCK = text("select pg_advisory_lock(hashtext('parley migrations'))")
+_LOCK = text("select pg_try_advisory_lock(hashtext('parley migrations'))")
+_LOCK_SECONDS = 120
+_LOCK_LOOK_SECONDS = 0.2
 _ENVIRONMENT = Path(__file__).parent / "migration_environment"
 
 
@@ -36,16 +39,27 @@ def migrate(package: str, url: str, *, service_role: str) -> None:
         connect_args={"connect_timeout": 10, "options": "-c lock_timeout=4s -c statement_timeout=30s"},
     )
     with engine.connect() as connection:
-        # Waiting for another process that migrates may take longer than a statement may run.
-        connection.execute(text("set statement_timeout = '120s'; set lock_timeout = '120s'"))
-        connection.execute(_LOCK)
-        connection.execute(text("reset statement_timeout; reset lock_timeout"))
-        connection.commit()
+        _wait_for_turn(connection)
         config = alembic_config(package)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         _grant(connection, service_role)
     engine.dispose()
+
+
+def _wait_for_turn(connection: Connection) -> None:
+    """Takes the lock of migrations, which stays with the session.
+
+    By looking, with no transaction between: an index that is built concurrently waits for every transaction there is, and
+    one that waited here for whoever builds it would be a deadlock.
+    """
+    end = time.monotonic() + _LOCK_SECONDS
+    while not connection.execute(_LOCK).scalar_one():
+        connection.rollback()
+        if time.monotonic() > end:
+            raise TimeoutError("another process has been migrating this database for two minutes")
+        time.sleep(_LOCK_LOOK_SECONDS)
+    connection.commit()
 
 
 def alembic_config(package: str) -> Config:

@@ -14,6 +14,9 @@ from redis.asyncio import Redis
 
 from parley.memory.v1 import memory_pb2
 from services.memory.evictions import sweep_evictions
+from services.memory.postings.chore import index
+from services.memory.postings.store import PostingStore
+from services.runtime.database import open_database
 from services.runtime.duties import beside
 from services.runtime.ids import new_id as new_time_id
 from suite.databases import ServiceDatabase
@@ -24,7 +27,7 @@ from tests.memory.service import BEGAN, MemoryService, eventually, message, new_
 from tests.memory.statements import counted_statements
 from tests.memory.traces import CANARY, keys_with, rows_with
 
-TABLES = ("turns", "facts", "fact_sources", "embeddings", "summaries", "upkeep")
+TABLES = ("turns", "facts", "fact_sources", "embeddings", "summaries", "upkeep", "segments", "postings")
 
 
 async def erase(memory: MemoryService, **filters: object) -> tuple[int, int]:
@@ -64,6 +67,13 @@ async def embedded(database: ServiceDatabase, user_id: str) -> None:
     )
 
 
+async def indexed(database: ServiceDatabase, user_id: str) -> None:
+    """As after much was said: the messages stand in lists of their words, three in each."""
+    opened = open_database(database.url, pool_size=1)
+    await index(PostingStore(opened, segment_messages=3), user_id)
+    await opened.close()
+
+
 async def planted(memory: MemoryService, database: ServiceDatabase) -> list[str]:
     """The canary through every door; two conversations."""
     conversations = [new_id(), new_id()]
@@ -76,6 +86,7 @@ async def planted(memory: MemoryService, database: ServiceDatabase) -> list[str]
     await memory.update_memory(stated.id, text="likes owls")
     await memory.update_memory(stated.id, text="likes eagles")
     await embedded(database, memory.user_id)
+    await indexed(database, memory.user_id)
     return conversations
 
 
@@ -108,7 +119,7 @@ async def test_everything_means_every_table_and_key(
 ) -> None:
     await planted(memory, database)
     left = await rows_with(database)
-    assert {row.split(":")[0] for row in left} == {"public.turns", "public.facts", "public.summaries"}
+    assert {row.split(":")[0] for row in left} == {"public.turns", "public.facts", "public.summaries", "public.postings"}
     assert len(await keys_with(redis_url)) == 2
     assert await erase(memory) == (5, 8)
     assert await rows_with(database) == []
@@ -325,6 +336,7 @@ async def test_a_deleted_conversation_takes_what_was_made_of_it(
     await memory.update_memory(fact.id, importance=9)
     await memory.add_memory("likes bread")
     await embedded(database, memory.user_id)
+    await indexed(database, memory.user_id)
     await memory.assemble(conversation_id)
     assert await memory.forget(conversation_id) == 2
     assert await rows_with(database) == []

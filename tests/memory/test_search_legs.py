@@ -110,7 +110,7 @@ async def test_a_search_by_meaning_is_one_statement_more(start_memory: Start, pr
         with counted_statements() as seen:
             await memory.search("breakdown")
         asked = [one for one in seen if not one.startswith("begin") and " upkeep" not in one]
-        assert len(asked) == 3
+        assert len(asked) == 4
 
 
 async def test_a_fact_is_found_and_lifts_the_message_that_it_was_learned_from(memory: MemoryService) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -148,6 +149,32 @@ async def test_a_partition_that_is_named_is_no_way_around_the_policy(fresh: dict
             async with database.service_transaction() as connection:
                 await connection.execute(text(f"select from {name}"))
     await database.close()
+
+
+async def test_messages_from_before_their_numbers_stay_as_they_are(postgres: EmbeddedPostgres) -> None:
+    database = await _empty(postgres, "services.memory", "numbers")
+    config, scope = alembic_config("services.memory"), text("select set_config('parley.scope', 'service', true)")
+    conversation = text("insert into conversations (user_id, conversation_id, version) values (:user_id, :user_id, 1)")
+    turn = text(
+        "insert into turns (user_id, conversation_id, sequence, message_id, role, body, revision, token_count, create_time)"
+        " values (:user_id, :user_id, :sequence, gen_random_uuid(), 'user', 'words', 0, 1, now())"
+    )
+    user = {"user_id": "6fa459ea-ee8a-4ca4-894e-db77e160355e"}
+    with _connect(database) as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        connection.execute(scope)
+        connection.execute(conversation, user)
+        connection.execute(turn, {**user, "sequence": 1})
+        connection.commit()
+    await asyncio.to_thread(_migrated, "services.memory", database)
+    with _connect(database) as connection:
+        connection.execute(scope)
+        connection.execute(turn, {**user, "sequence": 2})
+        numbers = connection.execute(text("select number from turns order by sequence")).scalars().all()
+        assert numbers == [None, 1]
+        is_valid = text("select indisvalid from pg_index where indexrelid = 'turns_number_idx'::regclass")
+        assert connection.execute(is_valid).scalar_one()
 
 
 @pytest.mark.parametrize("package", PACKAGES)

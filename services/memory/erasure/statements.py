@@ -71,8 +71,9 @@ FACTS_OF_CONVERSATION: Final = sa.text(
 
 DROP_EVERYTHING_MADE: Final = tuple(
     sa.text(f"delete from {table} where {_MINE}")  # noqa: S608 - of constants
-    for table in ("embeddings", "fact_sources", "summaries", "upkeep")
+    for table in ("segments", "embeddings", "fact_sources", "summaries", "upkeep")
 )
+"""Before the messages themselves: what goes with them by triggers is gone then. Lists of words go with their segments."""
 DROP_UPKEEP_OF: Final = sa.text(
     f"delete from upkeep where {_MINE} and task = any(cast(:tasks as text[]))"  # noqa: S608 - of constants
     " and (cast(:scope_id as uuid) is null or scope_id = cast(:scope_id as uuid))"

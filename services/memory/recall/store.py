@@ -1,21 +1,24 @@
-"""What a search reads, from Postgres. One public method is one transaction and one statement, of one user.
+"""What a search reads, from Postgres. One public method is one transaction, of one user.
 
-Its SQL stands in statements.py. Nothing is written, and nothing is of one moment with anything else: what is gone when its
-row is read is left out.
+Its SQL stands in statements.py and word_statements.py. A search is a fixed number of statements. Nothing is
+written but what is owed, and nothing is of one moment with anything else: what is gone when its row is read is left out.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from services.memory.recall import statements
+from services.memory.postings.store import SEGMENT_MESSAGES
+from services.memory.recall import statements, word_statements
 from services.memory.recall.fusion import Candidate, FactKey, Key, Place
 from services.memory.recall.moments import Window
+from services.memory.recall.scope import Scope
 from services.memory.records import Fact, Source
 from services.memory.turns import Turn
+from services.memory.upkeep.store import owe
 from services.runtime.database import Database
 
 
@@ -48,10 +51,20 @@ class RecallStore:
         self._database = database
 
     async def by_words(self, extent: Extent, query: str, *, word_count: int) -> tuple[list[Candidate], list[Candidate]]:
-        """What shares words with the query, which has about so many; and, where there is a window, the latest of it."""
-        room = next((count for count in statements.WORD_COUNTS if count >= word_count), statements.MOST_WORDS)
-        values = {"query": query, "depth": extent.depth, **_place_values(extent), **_window_values(extent)}
-        found = await self._read(extent, statements.by_words(_scope(extent), room), values)
+        """What shares words with the query, which has about so many; and, where there is a window, the latest of it.
+
+        Where much had to be looked at one by one, lists of its words are owed: see services/memory/postings.
+        """
+        room = next((count for count in word_statements.WORD_COUNTS if count >= word_count), word_statements.MOST_WORDS)
+        of = {"user_id": extent.user_id, "query": query, "depth": extent.depth}
+        values = of | _place_values(extent) | _window_values(extent)
+        async with self._database.transaction(user_id=extent.user_id) as connection:
+            has_lists = (await connection.execute(word_statements.HAS_LISTS, of)).scalar_one()
+            scope = replace(_scope(extent), has_lists=has_lists)
+            found = (await connection.execute(word_statements.by_words(scope, room), values)).all()
+            looked_at = sum(row.score for row in found if row.leg == "looked_at")
+            if extent.conversation_id is None and looked_at >= SEGMENT_MESSAGES:
+                await owe(connection, "index", [(extent.user_id, extent.user_id)])
         words = [_candidate(row) for row in found if row.leg == "words"]
         return words, [_candidate(row) for row in found if row.leg == "recent"]
 
@@ -79,8 +92,8 @@ class RecallStore:
             return (await connection.execute(statement, {"user_id": extent.user_id, **values})).all()
 
 
-def _scope(extent: Extent) -> statements.Scope:
-    return statements.Scope(
+def _scope(extent: Extent) -> Scope:
+    return Scope(
         messages=extent.kind != "fact",
         in_conversation=extent.conversation_id is not None,
         superseded=extent.superseded,

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.runtime.database import Database
 
-Task = Literal["embed", "extract", "summarize", "portray", "expire"]
+Task = Literal["embed", "extract", "summarize", "portray", "expire", "index"]
 
 # What waits already keeps its time: talk that goes on does not put it off for ever. What is being done had its time: what
 # comes meanwhile waits for more like any other. By the order of the keys, so that two
