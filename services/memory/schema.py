@@ -92,7 +92,7 @@ turns = sa.Table(
     _time("record_time"),
     # What is searched by words. The function stands in migration 0002.
     sa.Column("lexemes", TSVECTOR, sa.Computed("lexemes_of(body)", persisted=True)),
-    # In the order in which a user's messages come here. None for what is from before migration 0003, until it is indexed.
+    # In the order in which a user's messages come here. None for what is from before migration 0004, until it is indexed.
     sa.Column("number", sa.BigInteger, server_default=sa.text("nextval('turn_numbers')")),
     _of_conversation("turns_conversation_fkey"),
     sa.UniqueConstraint("user_id", "message_id", name=MESSAGE_KEY),
@@ -122,7 +122,7 @@ segments = sa.Table(
     ),
 )
 
-# By word, which messages of a segment hold it: see postings/statements.py. Triggers of migration 0003 drop them.
+# By word, which messages of a segment hold it: see postings/statements.py. Triggers of migration 0004 drop them.
 postings = sa.Table(
     "postings",
     metadata,

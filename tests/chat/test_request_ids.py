@@ -146,7 +146,7 @@ async def test_another_process_tells_every_event_as_it_comes(start_chat: Start) 
 
 
 async def left_by_a_dead_process(database: ServiceDatabase, *, lease_seconds: float, text: str) -> None:
-    """What a killed process leaves behind: a running row that nobody renews. Its process must be gone: one that lives knows better."""
+    """What a killed process leaves behind: a running row that nobody renews. The process must be gone."""
     async with await psycopg.AsyncConnection.connect(database.migration_url) as connection:
         await connection.execute("select set_config('parley.scope', 'service', true)")
         await connection.execute(
