@@ -263,6 +263,13 @@ async def test_users_are_listed_by_what_an_administrator_asks_for(auth: RunningA
         if not token:
             break
     assert pages == newest_first
+    long = "x" * 60 + uuid.uuid4().hex
+    for number in range(2):
+        values = (f"{long}{number}@example.com", uuid.uuid4().hex)
+        await auth.execute("insert into users (email, username, password_hash) values (%s, %s, '')", *values)
+    begun = await listed(auth, admin, prefix=long, page_size=1)
+    rest = await listed(auth, admin, prefix=long, page_size=1, page_token=begun.next_page_token)
+    assert [one.email for one in (*begun.users, *rest.users)] == [f"{long}{number}@example.com" for number in (1, 0)]
     first = await listed(auth, admin, prefix=mark, page_size=2)
     for changed in ({"prefix": mark, "is_admin": True}, {"prefix": ""}):
         refused = await refusal(listed(auth, admin, page_token=first.next_page_token, **changed))
