@@ -90,8 +90,11 @@ class FailureStore:
             await connection.execute(delete(sign_in_failures).where(_COLUMNS.name_key.in_(list(name_keys))))
 
     async def sweep(self, *, keep_seconds: float, batch: int) -> int:
-        """Deletes up to `batch` counters that nothing was added to for so long; returns how many."""
-        old = select(_COLUMNS.key).where(_COLUMNS.update_time < func.now() - interval(keep_seconds))
+        """Deletes up to `batch` counters whose failures are forgotten and whose success, if any, is so long ago."""
+        is_known = _COLUMNS.success_time > func.now() - interval(keep_seconds)
+        old = select(_COLUMNS.key).where(
+            _COLUMNS.update_time < func.now() - interval(self._window_seconds), func.coalesce(~is_known, literal(value=True))
+        )
         chosen = old.limit(batch).with_for_update(skip_locked=True).scalar_subquery()
         async with self._database.service_transaction() as connection:
             return (await connection.execute(delete(sign_in_failures).where(_COLUMNS.key.in_(chosen)))).rowcount

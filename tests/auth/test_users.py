@@ -131,13 +131,14 @@ async def test_creating_a_user_refuses_taken_names_and_rubbish(auth: RunningAuth
 
 
 async def test_what_administrators_do_nobody_else_may(auth: RunningAuth, person: Person) -> None:
-    for call, request in (
+    calls: list[tuple[Any, Any]] = [
         (auth.users.CreateUser, user_pb2.CreateUserRequest(username="anna", email="anna@example.com")),
         (auth.users.ListUsers, user_pb2.ListUsersRequest()),
         (auth.users.GetDeletion, user_pb2.GetDeletionRequest(user_id=person.id)),
         (auth.users.CreatePasswordToken, user_pb2.CreatePasswordTokenRequest(user_id=person.id)),
         (auth.users.ListAuditEvents, user_pb2.ListAuditEventsRequest()),
-    ):
+    ]
+    for call, request in calls:
         assert isinstance(await refusal(call(request, metadata=person.metadata)), PermissionDenied)
         assert isinstance(await refusal(call(request)), Unauthenticated)
 
@@ -150,11 +151,12 @@ async def test_users_reach_their_own_account_and_administrators_everybodys(
         got = await auth.users.GetUser(user_pb2.GetUserRequest(user_id=named), metadata=person.metadata)
         assert got == await auth.me(person.tokens.access_token)
     assert (await auth.users.GetUser(user_pb2.GetUserRequest(user_id=other.id), metadata=admin.metadata)).id == other.id
-    for call, request in (
+    calls: list[tuple[Any, Any]] = [
         (auth.users.GetUser, user_pb2.GetUserRequest(user_id=other.id)),
         (auth.users.UpdateUser, user_pb2.UpdateUserRequest(user_id=other.id, user=user_pb2.UserChange(username="abc"))),
         (auth.users.DeleteUser, user_pb2.DeleteUserRequest(user_id=other.id)),
-    ):
+    ]
+    for call, request in calls:
         refused = await refusal(call(request, metadata=person.metadata))
         assert isinstance(refused, PermissionDenied)
         assert refused.reason == reasons.ERROR_REASON_ACCESS_DENIED
@@ -166,12 +168,13 @@ async def test_users_reach_their_own_account_and_administrators_everybodys(
 async def test_a_service_that_acts_for_a_user_reaches_no_account(auth: RunningAuth, person: Person) -> None:
     tokens = auth.service_tokens("chat")
     metadata = (*await tokens.as_metadata("auth"), *bearer(await tokens.for_user(person.id, "auth")))
-    for call, request in (
+    calls: list[tuple[Any, Any]] = [
         (auth.users.GetUser, user_pb2.GetUserRequest(user_id="me")),
         (auth.users.UpdateUser, user_pb2.UpdateUserRequest(user_id="me")),
         (auth.users.DeleteUser, user_pb2.DeleteUserRequest(user_id="me")),
         (auth.users.FindUserByPhone, user_pb2.FindUserByPhoneRequest(phone_number="+14155550123")),
-    ):
+    ]
+    for call, request in calls:
         assert isinstance(await refusal(call(request, metadata=metadata)), PermissionDenied)
 
 
@@ -260,6 +263,13 @@ async def test_users_are_listed_by_what_an_administrator_asks_for(auth: RunningA
         if not token:
             break
     assert pages == newest_first
+    long = "x" * 60 + uuid.uuid4().hex
+    for number in range(2):
+        values = (f"{long}{number}@example.com", uuid.uuid4().hex)
+        await auth.execute("insert into users (email, username, password_hash) values (%s, %s, '')", *values)
+    begun = await listed(auth, admin, prefix=long, page_size=1)
+    rest = await listed(auth, admin, prefix=long, page_size=1, page_token=begun.next_page_token)
+    assert [one.email for one in (*begun.users, *rest.users)] == [f"{long}{number}@example.com" for number in (1, 0)]
     first = await listed(auth, admin, prefix=mark, page_size=2)
     for changed in ({"prefix": mark, "is_admin": True}, {"prefix": ""}):
         refused = await refusal(listed(auth, admin, page_token=first.next_page_token, **changed))
@@ -316,7 +326,7 @@ async def test_a_role_that_is_lost_is_in_no_token_any_more(auth: RunningAuth, ad
 async def test_the_last_administrator_stays_one(own_database: ServiceDatabase, tmp_path: Any) -> None:
     async with running_auth(own_database, make_settings(own_database, tmp_path)) as alone:
         first, second = await alone.administrator(), await alone.administrator()
-        changes = ({"is_admin": False}, {"is_active": False})
+        changes: tuple[dict[str, Any], ...] = ({"is_admin": False}, {"is_active": False})
         at_once = await asyncio.gather(
             alone.users.UpdateUser(**updating(first, by=first, **changes[0])),
             alone.users.UpdateUser(**updating(second, by=second, **changes[1])),

@@ -1,6 +1,7 @@
 """PurgeUser: of a deleted user nothing is left, in no table, job or key, nor at the provider, whoever writes meanwhile."""
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
 import grpc
@@ -166,7 +167,7 @@ async def test_nobody_writes_for_them_any_more(
 ) -> None:
     done = await user.create("Hello")
     await purged(chat, user.id, issuer)
-    calls = [
+    calls: list[Awaitable[object]] = [
         user.create(CANARY),
         user.tasks.CreateTask(task_pb2.CreateTaskRequest(title=CANARY), metadata=user.metadata),
         user.conversations.CreateConversation(

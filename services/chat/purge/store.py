@@ -72,7 +72,7 @@ class PurgeStore:
         gone = 0
         async with self._database.service_transaction() as connection:
             for table in _TABLES:
-                row = sa.literal_column("ctid")
+                row: sa.ColumnClause[object] = sa.literal_column("ctid")
                 some = sa.select(row).select_from(table).where(table.c.user_id == user_id).limit(_ROWS_AT_ONCE)
                 gone += (await connection.execute(sa.delete(table).where(row.in_(some)))).rowcount
         return gone
