@@ -30,6 +30,8 @@ def test_what_is_generated_is_what_is_committed(generated: Path) -> None:
 
 
 def test_buf_finds_nothing_to_say() -> None:
-    lint = [str(BIN / "buf"), "lint", "gen/parley.binpb", "--config", "buf.yaml", "--path", "parley"]
+    # parley/edge has Envoy's names.
+    ours = ["--path", "parley", "--exclude-path", "parley/edge"]
+    lint = [str(BIN / "buf"), "lint", "gen/parley.binpb", "--config", "buf.yaml", *ours]
     done = subprocess.run(lint, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -18,7 +18,9 @@ from services.auth.statements import (
     note_event,
     to_account,
 )
-from services.runtime.database import Database
+from services.runtime.database import Database, violated_constraint
+
+_TAKEN = frozenset({"users_username_key", "users_email_key", "external_identities_pkey"})
 
 
 class StandingStore:
@@ -81,7 +83,9 @@ class StandingStore:
                 values = {"issuer": identity.issuer, "subject": identity.subject, "user_id": user_id}
                 await connection.execute(insert(external_identities).values(values))
                 await note_event(connection, "registered", user_id=user_id, origin=origin, details=["external"])
-        except IntegrityError:
+        except IntegrityError as error:
+            if violated_constraint(error) not in _TAKEN:
+                raise
             return False
         return True
 
