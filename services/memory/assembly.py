@@ -7,9 +7,10 @@ that the same state gives the same bytes. It refuses to look for memories where 
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Final, TypeGuard, TypeVar
 
 import structlog
@@ -100,10 +101,10 @@ class Assembly:
         limits, began = self._limits, asyncio.get_running_loop().time()
         try:
             async with asyncio.TaskGroup() as group:
-                read, end = self._read_summaries(key), began + limits.summaries_seconds
+                read, end = partial(self._read_summaries, key), began + limits.summaries_seconds
                 summaries = group.create_task(_in_time("summaries", read, SummaryPair(), end, degraded))
                 context = await self._conversations.assemble(key, token_budget=token_budget)
-                recalled = self._find(key.user_id, query, context)
+                recalled = partial(self._find, key.user_id, query, context)
                 found = await _in_time("recall", recalled, _NOTHING, began + limits.recall_seconds, degraded)
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
@@ -124,11 +125,14 @@ def asks_something(query: str) -> bool:
     return any(word not in _TELLS_NOTHING for word in words(query))
 
 
-async def _in_time(part: str, work: Awaitable[Part], instead: Part, end: float, degraded: list[str]) -> Part:
-    """What a part gives, or what stands in for it where it is late or away; `end` is a time of the loop's clock."""
+async def _in_time(part: str, work: Callable[[], Awaitable[Part]], instead: Part, end: float, degraded: list[str]) -> Part:
+    """What a part gives, or what stands in for it where it is late or away; `end` is a time of the loop's clock.
+
+    The work begins here, so that what is cancelled before it was begun leaves nothing that nobody awaits.
+    """
     try:
         async with asyncio.timeout_at(end):
-            return await work
+            return await work()
     except (TimeoutError, ServiceError, *DATABASE_FAILURES) as error:
         log.warning("context.degraded", part=part, error=type(error).__name__)
         degraded.append(part)

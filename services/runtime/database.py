@@ -18,7 +18,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 # One round trip begins a transaction and says whose it is: two statements in one go, which take no parameters.
 _AS_USER = "begin; select set_config('parley.user_id', '{user_id}', true)"
-_AS_READER = "begin isolation level repeatable read, read only; select set_config('parley.user_id', '{user_id}', true)"
+# A reader locks no row: whoever takes the pages may pause for longer.
+_AS_READER = (
+    "begin isolation level repeatable read, read only; select set_config('parley.user_id', '{user_id}', true),"
+    " set_config('idle_in_transaction_session_timeout', '30s', true)"
+)
 _AS_SERVICE = "begin; select set_config('parley.scope', 'service', true)"
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _ROLE = text(
@@ -28,6 +32,9 @@ _ROLE = text(
 )
 STATEMENT_TIMEOUT_SECONDS = 10
 CONNECT_TIMEOUT_SECONDS = 5
+# A process that is stopped amid a transaction keeps its locks for so long: less than the lease of a generation, which nobody
+# could take over otherwise.
+IDLE_TRANSACTION_SECONDS = 5
 # Longer than a burst lasts that the process can serve; whoever calls has a deadline of their own.
 POOL_WAIT_SECONDS = 30
 # So that the pool gets to look at the age of a connection that a lane holds.
@@ -287,7 +294,7 @@ def open_database(url: str, *, pool_size: int = 10) -> Database:
             **NOTICE_DEATH,
             # Compiling a plan takes longer than any of our statements.
             "options": f"-c jit=off -c statement_timeout={STATEMENT_TIMEOUT_SECONDS * 1000}"
-            " -c idle_in_transaction_session_timeout=30000 -c timezone=UTC",
+            f" -c idle_in_transaction_session_timeout={IDLE_TRANSACTION_SECONDS * 1000} -c timezone=UTC",
         },
     )
     return Database(engine)

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psycopg
 import pytest
 
 from parley.chat.v1 import chat_pb2
 from simulator.control import ScriptedAnswer
+from suite.databases import ServiceDatabase
+from suite.postgres import EmbeddedPostgres
 from suite.redis import start_redis
 from tests.chat.service import User, checked, text_of
 from tests.faults.stand import USER, Chat, Stand, soon, until_text
@@ -180,3 +183,33 @@ async def test_without_redis_replies_are_written_and_saved_and_say_so(stand: Sta
     await asyncio.sleep(0.3)
     followed = await second.user(USER).stream("Count", request_id="two", model="sim-60-20-0")
     assert followed == await running
+
+
+async def test_a_process_that_stops_amid_a_transaction_keeps_its_replies_from_nobody(
+    stand: Stand, chat_database: ServiceDatabase, postgres: EmbeddedPostgres
+) -> None:
+    first, second = await asyncio.gather(stand.start(), stand.start())
+    await stand.simulator.control.script(ScriptedAnswer(text="Never ended", hold_after_tokens=1))
+    told: list[Event] = []
+    call = first.user(USER).open_stream("Hi", request_id="one")
+    await until_text(call, told)
+    async with await psycopg.AsyncConnection.connect(chat_database.migration_url) as blocker:
+        await blocker.execute("select set_config('parley.scope', 'service', true)")
+        await blocker.execute("select from generations for update")
+        # Only a superuser sees what others wait for.
+        async with await psycopg.AsyncConnection.connect(postgres.admin_url, autocommit=True) as looking:
+            await soon(lambda: _renewal_waits(looking), within_seconds=5)
+        # The renewal goes through once the lock is gone, and its process is not there to commit it.
+        first.tell(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        whole = await rest_of(second.user(USER), told)
+        assert time.monotonic() - began < 15
+        assert whole[-1].failed.reason == "GENERATION_INTERRUPTED"
+    finally:
+        first.tell(signal.SIGCONT)
+
+
+async def _renewal_waits(connection: psycopg.AsyncConnection) -> bool:
+    waiting = "select from pg_stat_activity where wait_event_type = 'Lock' and query like '%lease_expire_time%'"
+    return await (await connection.execute(waiting)).fetchone() is not None

@@ -158,7 +158,7 @@ async def test_a_statement_cannot_run_for_ever(database: Database) -> None:
             (await connection.execute(text(f"show {name}"))).scalar_one()
             for name in ("statement_timeout", "idle_in_transaction_session_timeout", "timezone")
         ]
-    assert limits == ["10s", "30s", "UTC"]
+    assert limits == ["10s", "5s", "UTC"]
 
 
 async def test_errors_hold_no_values(database: Database) -> None:
