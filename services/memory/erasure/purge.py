@@ -17,14 +17,16 @@ from services.runtime.database import Database
 from services.runtime.purging import Fence, hold_keys, unfinished
 
 _BATCH: Final = 2_000
+# Lists of some thousand words go with each.
+_SEGMENTS_AT_ONCE: Final = 20
 _MINE: Final = "user_id = cast(:user_id as uuid)"
 # Waits for those who write, and holds off others; nothing where the user is not known.
 _EXCLUDE: Final = sa.text(f"select from people where {_MINE} for update")
 _CONVERSATIONS: Final = sa.text(f"select cast(conversation_id as text) from conversations where {_MINE} limit :most")  # noqa: S608
 
 
-def _dropping(table: str, key: str) -> sa.TextClause:
-    chosen = f"select {key} from {table} where {_MINE} limit :most"  # noqa: S608 - of constants
+def _dropping(table: str, key: str, most: int = _BATCH) -> sa.TextClause:
+    chosen = f"select {key} from {table} where {_MINE} limit {most}"  # noqa: S608 - of constants
     return sa.text(f"delete from {table} where {_MINE} and ({key}) in ({chosen})")  # noqa: S608 - of constants
 
 
@@ -36,6 +38,7 @@ _DROP: Final = (
     _dropping("summaries", "scope_id"),
     _dropping("upkeep", "scope_id, task"),
     _dropping("forgotten_turns", "conversation_id, message_id"),
+    _dropping("segments", "last_number", _SEGMENTS_AT_ONCE),
     _dropping("turns", "message_id"),
 )
 _DROP_CONVERSATIONS: Final = sa.text(
@@ -59,7 +62,7 @@ class PurgeStore:
             await connection.execute(_EXCLUDE, {"user_id": user_id})
             gone = 0
             for statement in _DROP:
-                gone += (await connection.execute(statement, {"user_id": user_id, "most": _BATCH})).rowcount
+                gone += (await connection.execute(statement, {"user_id": user_id})).rowcount
             if gone:
                 return True
             return await _delete_conversations(connection, user_id)
