@@ -13,6 +13,10 @@ from suite.errors import SuiteError
 from suite.sockets import fits, socket_folder
 
 
+class FolderTakenError(SuiteError):
+    """A suite uses the folder."""
+
+
 class DataFolder:
     """The places inside the data folder. `lock()` must hold while anything in it is used."""
 
@@ -52,7 +56,7 @@ class DataFolder:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
-            raise SuiteError(
+            raise FolderTakenError(
                 f"another suite (process {holder}) uses {self.path}: stop it, or set PARLEY_DATA to another folder"
             ) from None
         os.truncate(descriptor, 0)

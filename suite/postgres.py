@@ -115,6 +115,13 @@ class EmbeddedPostgres:
         leave(self._sockets)
 
 
+def server_url(data: Path) -> str:
+    """Where the server of this data listens while it runs; without a login."""
+    account = lent_account(data / "cluster")
+    sockets = socket_folder(data, "postgres", owner=account.ids if account else None)
+    return f"postgresql:///postgres?host={quote(str(sockets))}"
+
+
 class _Folder:
     """The parts of the data folder, each with the owner and mode it must have."""
 

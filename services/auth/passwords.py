@@ -5,6 +5,7 @@ returns a better hash to store. A name without an account costs what a wrong pas
 """
 
 import asyncio
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,16 @@ from services.runtime.errors import Unavailable
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 _BCRYPT_BYTES = 72
+# What `check` can tell: Argon2 as it writes itself, bcrypt with a cost that a sign-in can wait for.
+_KNOWN_HASH = re.compile(
+    r"\$2[aby]\$(0[4-9]|1[0-5])\$[./A-Za-z0-9]{53}|\$argon2id?\$v=\d+\$m=\d{1,7},t=\d{1,3},p=\d{1,2}\$[A-Za-z0-9+/]+\$[A-Za-z0-9+/]+"
+)
 _RETRY_SECONDS = 1.0
+
+
+def is_known_hash(stored_hash: str) -> bool:
+    """Whether a user can sign in with a hash that another system has made."""
+    return _KNOWN_HASH.fullmatch(stored_hash) is not None
 
 
 @dataclass(frozen=True, slots=True)

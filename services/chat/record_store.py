@@ -80,9 +80,14 @@ _ADVANCE: Final = sa.text(
 )
 
 
-async def owe_turns(connection: AsyncConnection, conversation_id: str, *, first_sequence: int) -> None:
-    """Notes, in the transaction that ends a turn, that memory has to be told of it: from this message of the user on."""
-    await connection.execute(_OWE, {"id": conversation_id} | owed_values(first_sequence))
+async def owe_turns(
+    connection: AsyncConnection, conversation_id: str, *, first_sequence: int, own_seconds: float = _OWN_SECONDS
+) -> None:
+    """Notes, in the transaction that ends a turn, that memory has to be told of it: from this message of the user on.
+
+    After `own_seconds` any process may tell it.
+    """
+    await connection.execute(_OWE, {"id": conversation_id} | owed_values(first_sequence) | {"own_seconds": own_seconds})
 
 
 def owed_values(first_sequence: int) -> dict[str, object]:

@@ -10,9 +10,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from services.chat.tasks.records import TaskChange
+from services.chat.tasks.records import TaskChange, task_of
 from services.chat.tasks.schema import task_changes, task_counters
-from services.chat.tasks.store import task_of
 from services.runtime.database import Database, interval
 
 KEPT_SECONDS: Final = 24 * 3600

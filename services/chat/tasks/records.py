@@ -5,13 +5,15 @@ Invariant: what `clean_title` and `clean_description` return can be stored.
 
 import datetime as dt
 import unicodedata
-from dataclasses import dataclass
-from typing import Final, Literal, TypedDict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, TypedDict
 
 from services.runtime.errors import FieldViolation, invalid_request
 
 MAX_TITLE_CHARACTERS: Final = 200
 MAX_DESCRIPTION_CHARACTERS: Final = 2000
+_TIMES: Final = ("due_time", "complete_time", "create_time", "update_time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,18 @@ class TaskChange:
     kind: Literal["created", "updated", "deleted"]
     task_id: str
     task: Task | None
+
+
+def stored_task(task: Task) -> dict[str, Any]:
+    """A task as a change holds it."""
+    values = asdict(task)
+    return values | {name: values[name] and values[name].isoformat() for name in _TIMES}
+
+
+def task_of(stored: Mapping[str, Any]) -> Task:
+    """The task that `stored_task` came from."""
+    times = {name: stored[name] and dt.datetime.fromisoformat(stored[name]) for name in _TIMES}
+    return Task(**{**stored, **times})
 
 
 def clean_title(text: str) -> str:

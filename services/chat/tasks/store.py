@@ -8,7 +8,6 @@ transaction.
 import contextlib
 import datetime as dt
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -16,7 +15,15 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.chat.refusals import request_id_reused
-from services.chat.tasks.records import Task, TaskDraft, TaskEdit, TaskFilter, clean_description, clean_title
+from services.chat.tasks.records import (
+    Task,
+    TaskDraft,
+    TaskEdit,
+    TaskFilter,
+    clean_description,
+    clean_title,
+    stored_task,
+)
 from services.chat.tasks.refusals import task_not_found, too_many_tasks
 from services.chat.tasks.schema import task_changes, task_counters, tasks
 from services.chat.tools.call_store import CallKey, HeldCall, held_call
@@ -27,7 +34,6 @@ from services.runtime.fairness import FairGate
 _COLUMNS: Final = tuple(
     tasks.c[name] for name in ("id", "title", "description", "due_time", "complete_time", "create_time", "update_time")
 )
-_TIMES: Final = ("due_time", "complete_time", "create_time", "update_time")
 
 Key = tuple[dt.datetime, str]
 
@@ -256,15 +262,3 @@ def _is(task_id: str, user_id: str) -> sa.ColumnElement[bool]:
 
 def _task(row: Mapping[Any, Any]) -> Task:
     return Task(**{column.name: row[column.name] for column in _COLUMNS})
-
-
-def stored_task(task: Task) -> dict[str, Any]:
-    """A task as a change holds it."""
-    values = asdict(task)
-    return values | {name: values[name] and values[name].isoformat() for name in _TIMES}
-
-
-def task_of(stored: Mapping[str, Any]) -> Task:
-    """The task that `stored_task` came from."""
-    times = {name: stored[name] and dt.datetime.fromisoformat(stored[name]) for name in _TIMES}
-    return Task(**{**stored, **times})
