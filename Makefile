@@ -1,6 +1,7 @@
 # Everything that a developer runs. Needs Python 3.11+ and make; the rest is installed into .venv from the lock files.
 .DEFAULT_GOAL := help
 .PHONY: help run test verify lint types contracts proto-clean proto publish-contract fmt migration certs lock clean
+.PHONY: help run test fuzz verify lint types contracts proto-clean proto publish-contract fmt migration lock clean
 SHELL := /bin/bash
 
 PYTHON ?= python3
@@ -10,6 +11,9 @@ ARGS ?=
 # Tests mostly wait: this many processes share them, each with a Postgres and a Redis of its own. 0: none but pytest itself.
 WORKERS ?= 2
 CODE := services gateway simulator suite bench/stack.py bench/cut_streams.py bench/retrieval.py bench/memory_scale.py bench/door.py protos/generate.py
+# How many generated requests `make fuzz` sends as each of nobody, a user and an administrator.
+CASES ?= 2000
+CODE := services gateway simulator suite bench/stack.py bench/cut_streams.py bench/retrieval.py bench/memory_scale.py protos/generate.py
 TESTS := tests
 
 help: ## This list
@@ -20,6 +24,9 @@ run: .venv/run ## Bring up the whole suite on this machine: the edge on http://1
 
 test: .venv/dev ## Run every test on real Postgres, Redis and Envoy
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+fuzz: .venv/dev ## Generated requests against the OpenAPI document: make fuzz CASES=2000
+	PARLEY_TEST_REQUESTS=$(CASES) $(BIN)/pytest tests/access/test_document.py -s
 
 verify: lint types contracts proto-clean test ## The gate: what must be green before a commit
 

@@ -77,7 +77,7 @@ def issuer() -> Issuer:
 
 
 # Their tests share one edge, or one suite, which takes some seconds to start.
-ONE_SUITE = ("e2e", "gateway")
+ONE_SUITE = ("access", "e2e", "gateway")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -181,16 +181,16 @@ class Import:
                 if opened is not None:
                     await opened.add(piece)
         outcome = "here already" if opened is None else "loaded"
+        self._owed += opened is not None
         self._report.count("conversations", outcome)
         self._report.count("messages", outcome, count)
 
     def _remember_in_seconds(self, old: OldConversation) -> float | None:
-        """Spread, so that memory and its model are not given everything at once. Before the rest, as they come."""
+        """When memory may be told of it: spread, so that it and its model are not given everything at once."""
         pace = self._options.remembered_a_minute
         if pace is None or not old.is_remembered:
             return None
-        self._owed += 1
-        return self._owed * _SECONDS_A_MINUTE / pace
+        return (self._owed + 1) * _SECONDS_A_MINUTE / pace
 
     def _conversation(self, old: OldConversation, first_time: dt.datetime | None) -> ImportedConversation | None:
         rules = self._options.rules
