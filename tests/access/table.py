@@ -41,6 +41,8 @@ TURN = {
     "message_id": "{uuid}", "sequence": 1, "role": "user", "text": "Hello {marker}", "create_time": "2024-01-01T00:00:00Z",
 }  # fmt: skip
 _OPEN_STREAM = "OK DEADLINE_EXCEEDED"
+# Only auth may, which makes its own tokens: any other service is refused by the handler. The service's own tests call as auth.
+_AUTH_ALONE = "PERMISSION_DENIED"
 
 TABLE: dict[str, Line] = {
     # auth
@@ -88,7 +90,7 @@ TABLE: dict[str, Line] = {
     "parley.chat.v1.ChatService.GetGeneration": _line({"generation_id": "{generation}"}, NOT_FOUND, shows="{generation}"),
     "parley.chat.v1.ChatService.GetUsage": _line(),
     "parley.chat.v1.ChatService.ProcessUtterance": _line({"text": "Go on", "conversation_id": "{conversation}"}, NOT_FOUND),
-    "parley.chat.v1.ChatService.PurgeUser": _line({"user_id": "{uuid}"}, as_user=False),
+    "parley.chat.v1.ChatService.PurgeUser": _line({"user_id": "{uuid}"}, good=_AUTH_ALONE, as_user=False),
     "parley.chat.v1.ChatService.RegenerateReply": _line(
         {"conversation_id": "{conversation}", "message_id": "{reply}"}, NOT_FOUND
     ),
@@ -135,13 +137,35 @@ TABLE: dict[str, Line] = {
     "parley.memory.v1.MemoryService.InvalidateContext": _line({"conversation_id": "{uuid}"}),
     "parley.memory.v1.MemoryService.ListMemories": _line(shows="{memory}"),
     "parley.memory.v1.MemoryService.ListMemoryHistory": _line({"memory_id": "{memory}"}, NOT_FOUND),
-    "parley.memory.v1.MemoryService.PurgeUser": _line({"user_id": "{uuid}"}, as_user=False),
+    "parley.memory.v1.MemoryService.PurgeUser": _line({"user_id": "{uuid}"}, good=_AUTH_ALONE, as_user=False),
     "parley.memory.v1.MemoryService.RecordTurn": _line({"conversation_id": "{uuid}", "messages": [TURN]}),
     "parley.memory.v1.MemoryService.RecordTurns": _line(
         {"conversations": [{"user_id": "{owner}", "conversation_id": "{uuid}", "messages": [TURN]}]}, as_user=False
     ),
     "parley.memory.v1.MemoryService.SearchMemories": _line({"query": "{marker}"}, shows="{memory}"),
     "parley.memory.v1.MemoryService.UpdateMemory": _line({"memory_id": "{memory}", "importance": 3}, NOT_FOUND),
+    # sms
+    "parley.sms.v1.CallService.ListCalls": _line(shows="{call}"),
+    "parley.sms.v1.CallService.ReceiveTwilioVoiceStatus": _line(),
+    "parley.sms.v1.CallService.RecordCall": _line({"direction": "inbound", "phone_number": "{phone}"}),
+    "parley.sms.v1.HistoryService.ListCallHistory": _line({"user_id": "{owner}"}, FORBIDDEN, shows="{call}"),
+    "parley.sms.v1.HistoryService.ListConversationHistory": _line({"user_id": "{owner}"}, FORBIDDEN, shows="{message}"),
+    "parley.sms.v1.HistoryService.ListHistory": _line({"user_id": "{owner}"}, FORBIDDEN, shows="{call}"),
+    "parley.sms.v1.HistoryService.ListSmsHistory": _line({"user_id": "{owner}"}, FORBIDDEN, shows="{text_message}"),
+    "parley.sms.v1.SmsService.DecideReply": _line({"text": "Will you come at six?"}),
+    "parley.sms.v1.SmsService.GetMessage": _line({"message_id": "{text_message}"}, NOT_FOUND, shows="{text_message}"),
+    "parley.sms.v1.SmsService.ListMessages": _line(shows="{text_message}"),
+    "parley.sms.v1.SmsService.ListOptOuts": _line(),
+    "parley.sms.v1.SmsService.PurgeUser": _line({"user_id": "{uuid}"}, good=_AUTH_ALONE, as_user=False),
+    "parley.sms.v1.SmsService.ReceiveTwilioMessage": _line(),
+    "parley.sms.v1.SmsService.ReceiveTwilioMessageStatus": _line({"message_id": "{uuid}"}),
+    "parley.sms.v1.SmsService.ReceiveTwilioStatus": _line(),
+    "parley.sms.v1.SmsService.SendMessage": _line({"phone_number": "{phone}", "text": "Hello {new}"}),
+    "parley.sms.v1.SmsService.SendVerificationCode": _line(
+        {"phone_number": "{phone}", "code": "123456", "request_id": "{new}", "user_id": "{owner}"},
+        good=f"OK {_AUTH_ALONE}", as_user=False,
+    ),
+    "parley.sms.v1.SmsService.SetConsent": _line({"opted_out": False}, good="OK FAILED_PRECONDITION"),
 }  # fmt: skip
 
 USER, ADMIN, SERVICE, NOBODY = "user", "admin", "service", "nobody"

@@ -23,11 +23,11 @@ from tests.access.doors import GrpcDoor
 from tests.e2e.harness import Suite, database_of
 from tests.issuer import Metadata
 
-AUTH, CHAT, MEMORY = "parley.auth.v1", "parley.chat.v1", "parley.memory.v1"
+AUTH, CHAT, MEMORY, SMS = "parley.auth.v1", "parley.chat.v1", "parley.memory.v1", "parley.sms.v1"
 PASSWORD = "the owner's own {}"
 RPCS = all_rpcs()
 # Which services call which; the first that the suite knows.
-CALLERS = {"auth": ("chat",), "memory": ("chat",), "chat": ("auth", "sms"), "sms": ("auth", "chat")}
+CALLERS = {"auth": ("chat",), "memory": ("chat",), "chat": ("sms",), "sms": ("chat",)}
 
 
 def bearer(token: str) -> Metadata:
@@ -210,6 +210,8 @@ class Things:
             "task": self._task,
             "memory": self._memory,
             "mcp_server": self._mcp_server,
+            "call": self._call,
+            "text_message": self._text_message,
         }
         assert name in makers, f"tests/access/world.py does not know how to make {{{name}}}: add it to Things"
         self._made |= await makers[name]()
@@ -235,6 +237,14 @@ class Things:
         fields = {"label": f"s{self._owner.marker}", "url": "http://127.0.0.1:9/mcp"}
         answer = await self._world.ask(f"{CHAT}.McpServerService.CreateMcpServer", fields, self._owner.headers)
         return {"mcp_server": answer["id"]}
+
+    async def _call(self) -> dict[str, str]:
+        fields = {"direction": "inbound", "phone_number": await self.value("phone"), "summary": self._owner.marker}
+        return {"call": (await self._world.ask(f"{SMS}.CallService.RecordCall", fields, self._owner.headers))["id"]}
+
+    async def _text_message(self) -> dict[str, str]:
+        fields = {"phone_number": await self.value("phone"), "text": f"Of {self._owner.marker}"}
+        return {"text_message": (await self._world.ask(f"{SMS}.SmsService.SendMessage", fields, self._owner.headers))["id"]}
 
     async def filled(self, value: Any) -> Any:
         """A request with the things in it."""
