@@ -143,6 +143,8 @@ class Found:
 def read_mapping(system: str, path: Path | None) -> SystemMapping:
     """The layout of a system with what the file says instead. SuiteError (exit code 2) names everything that is wrong."""
     said: dict[str, Any] = dict(LAYOUTS[system])
+    if not said and path is None:
+        raise SuiteError(f"nothing is known of --system {system}: say with --mapping where it keeps what", exit_code=2)
     if path is not None:
         said = _merged(said, _read(path))
     try:

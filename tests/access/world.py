@@ -188,7 +188,8 @@ class Things:
     async def value(self, name: str) -> str:
         if name in self._made:
             return self._made[name]
-        owner, always = self._owner, {"new": new_word, "uuid": lambda: str(uuid.uuid4())}
+        owner = self._owner
+        always: dict[str, Callable[[], str]] = {"new": new_word, "uuid": lambda: str(uuid.uuid4())}
         if name in always:
             return always[name]()
         if name == "refresh_token":
