@@ -22,6 +22,7 @@ USAGE = """usage: parley COMMAND …
 
 `parley COMMAND --help` says more. Settings are those of `make run`: see .env.example."""
 _FIRST_ADMIN = "services.auth.first_admin"
+_ADMIN_PASSWORD = "PARLEY_ADMIN_PASSWORD"  # noqa: S105 - the name of it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +59,9 @@ async def _create_admin(arguments: Sequence[str]) -> int:
         raise SuiteError("this release of auth cannot create administrators: install one that can") from None
     if {"-h", "--help"} & set(arguments):
         return int(program.main(arguments))
-    async with reached(read_environment(), ["auth"]) as urls:
+    # That program's own, and no setting of the suite.
+    environment = {name: value for name, value in read_environment().items() if name != _ADMIN_PASSWORD}
+    async with reached(environment, ["auth"]) as urls:
         os.environ["DATABASE_URL"] = urls["auth"]
         return int(await asyncio.to_thread(program.main, arguments))
 

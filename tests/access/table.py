@@ -72,7 +72,7 @@ TABLE: dict[str, Line] = {
     "parley.auth.v1.UserService.CreateUser": _line({"username": "{new}", "email": "{new}@example.com"}),
     "parley.auth.v1.UserService.DeletePreferences": _line({"user_id": "{owner}"}, FORBIDDEN),
     "parley.auth.v1.UserService.DeleteUser": _line({"user_id": "{owner}"}, FORBIDDEN),
-    "parley.auth.v1.UserService.FindUserByPhone": _line({"phone_number": "{phone}"}, good="NOT_FOUND", as_user=False),
+    "parley.auth.v1.UserService.FindUserByPhone": _line({"phone_number": "{phone}"}, good="NOT_FOUND PERMISSION_DENIED", as_user=False),
     "parley.auth.v1.UserService.GetDeletion": _line({"user_id": "{owner}"}, good="OK NOT_FOUND"),
     "parley.auth.v1.UserService.GetPreferences": _line({"user_id": "{owner}"}, FORBIDDEN),
     "parley.auth.v1.UserService.GetUser": _line({"user_id": "{owner}"}, FORBIDDEN, shows="{owner}"),
