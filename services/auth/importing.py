@@ -14,7 +14,7 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.auth.schema import preferences, users
+from services.auth.schema import deletions, preferences, users
 from services.runtime.database import Database
 
 
@@ -37,10 +37,11 @@ class ImportedAccount:
 class Landed:
     """What became of an account: `loaded`, `present` before, or refused.
 
-    A name may be another account's, or the id that of somebody with other names: a user of another system, then.
+    A name may be another account's, or the id that of somebody with other names (a user of another system, then), or of
+    somebody who was deleted: who is not brought back.
     """
 
-    status: Literal["loaded", "present", "username_taken", "email_taken", "somebody_else"]
+    status: Literal["loaded", "present", "username_taken", "email_taken", "somebody_else", "deleted"]
     user_id: str
     is_remembered: bool
     """Whether the user wants what they say to be remembered."""
@@ -70,6 +71,9 @@ class AccountImport:
 
 
 async def _load(connection: AsyncConnection, account: ImportedAccount) -> Landed:
+    was_deleted = select(deletions.c.user_id).where(deletions.c.user_id == account.id)
+    if (await connection.execute(was_deleted)).scalar_one_or_none() is not None:
+        return Landed("deleted", account.id, is_remembered=False)
     values = {
         "id": account.id,
         "username": account.username,

@@ -28,6 +28,7 @@ _REFUSED: Final = "the database refused it"
 _TAKEN: Final = {
     "username_taken": "another account here has the username: say with --names what to call them, or who they are",
     "email_taken": "another account here has the email address: say with --names another, or who they are",
+    "deleted": "was deleted here, and is not brought back",
     "somebody_else": "somebody with other names was loaded with this id: if this is another system, name it with --source",
 }
 

@@ -110,6 +110,20 @@ async def test_users_of_two_systems_with_the_same_ids_are_not_mixed(
     assert await names(auth, name) == {f"{name}0", f"{name}1"}
 
 
+async def test_a_user_who_was_deleted_is_not_brought_back(
+    auth: RunningAuth, chat: ChatProcess, run: Run, tmp_path: Path, name: str
+) -> None:
+    del chat  # whose database is empty before
+    path = systems.small_chatbot(tmp_path / "old.db", name)
+    assert (await run("import", path, "--system", "small-chatbot"))[0] == 0
+    [(user_id,)] = await auth.execute("delete from users where username = %s returning cast(id as text)", name)
+    await auth.execute("insert into deletions (user_id) values (%s)", user_id)
+    code, said, _ = await run("import", path, "--system", "small-chatbot")
+    assert code == 3
+    assert "was deleted here, and is not brought back" in said
+    assert await names(auth, name) == set()
+
+
 async def test_nothing_is_guessed(run: Run, tmp_path: Path, name: str, auth: RunningAuth) -> None:
     path = systems.write(
         tmp_path / "old.db",
