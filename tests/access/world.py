@@ -66,18 +66,20 @@ class World:
         self.admin: Person
         self.bad: Mapping[str, Callable[[Rpc], Metadata]] = {}
         """Identities that are good for nothing, by what is wrong with them."""
-        services = sorted({rpc.service for rpc in RPCS.values()})
-        self._channels = {
-            name: grpc.aio.insecure_channel(f"127.0.0.1:{suite.port(name.upper())}") for name in [*services, "edge"]
-        }
+        self._channels: dict[str, grpc.aio.Channel] = {}
         self._tokens: dict[tuple[str, str], str] = {}
 
     def direct(self, service: str) -> GrpcDoor:
-        return GrpcDoor(f"the port of {service}", self._channels[service])
+        return GrpcDoor(f"the port of {service}", self._channel(service))
 
     @property
     def edge(self) -> GrpcDoor:
-        return GrpcDoor("gRPC through the edge", self._channels["edge"])
+        return GrpcDoor("gRPC through the edge", self._channel("edge"))
+
+    def _channel(self, name: str) -> grpc.aio.Channel:
+        if name not in self._channels:
+            self._channels[name] = grpc.aio.insecure_channel(f"127.0.0.1:{self.suite.port(name.upper())}")
+        return self._channels[name]
 
     async def close(self) -> None:
         for channel in self._channels.values():
