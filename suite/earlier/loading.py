@@ -104,6 +104,8 @@ class Import:
 
     async def _load_user(self, old: Mapping[str, Any], users: Table) -> None:
         naming = self._options.rules.names.get(values.key(old["id"]), Naming())
+        if any(self._source.rows("select 1 from parley_users where old_id = ?", [old["id"]])):
+            raise RefusedError("another old user has the same id")
         if naming.user is not None:
             landed = await self._services.accounts.find(naming.user)
             if landed is None:
@@ -112,7 +114,7 @@ class Import:
             self._note(old, landed, None)
             return
         try:
-            account = account_of(old, old, users, self._options.rules, self._report)
+            account = account_of(old, users, self._options.rules, self._report)
         except RefusedError:
             self._propose(old, naming)
             raise

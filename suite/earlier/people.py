@@ -72,10 +72,8 @@ def read_names(path: Path | None) -> Mapping[str, Naming]:
         ) from error
 
 
-def account_of(
-    old: Mapping[str, Any], preferences: Mapping[str, Any], table: Table, rules: Rules, report: Report
-) -> ImportedAccount:
-    """The user. Raises RefusedError, BadValueError; what is left out is told to the report."""
+def account_of(old: Mapping[str, Any], table: Table, rules: Rules, report: Report) -> ImportedAccount:
+    """The user with what they prefer. Raises RefusedError, BadValueError; what is left out is told to the report."""
     old_id = values.key(old["id"])
     naming = rules.names.get(old_id, Naming())
     username = naming.username or _filled("username", old, table)
@@ -89,7 +87,7 @@ def account_of(
         is_active=values.truth(old["is_active"]) is not False,
         is_admin=_is_admin(old, old_id, rules, report),
         create_time=values.past(old["create_time"], rules.zone),
-        preferences=_preferences(preferences, old_id, report),
+        preferences=_preferences(old, old_id, report),
     )
 
 

@@ -4,7 +4,7 @@ No name, address or text of anybody stands in it. Of a reason the first ids are 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import IO, Final
 
 import orjson
@@ -63,8 +63,3 @@ class Report:
 
 def _listed(ids: list[str], number: int) -> str:
     return f"id {', '.join(ids)}{', …' if number > len(ids) else ''}"
-
-
-def totals(report: Report) -> Mapping[str, int]:
-    """How many of each kind were loaded."""
-    return {kind: count for (kind, outcome), count in report.counts.items() if outcome == "loaded"}

@@ -4,6 +4,7 @@ Every function raises BadValueError with what is wrong with the value, never wit
 """
 
 import datetime as dt
+import json
 import math
 import re
 import uuid
@@ -21,6 +22,8 @@ _OPEN: Final = frozenset(
 # Seconds until the year 5138: a greater number is one of milliseconds.
 _MOST_SECONDS: Final = 100_000_000_000
 _GREATEST: Final = 2_147_483_647
+# In a dump numbers are texts; nine digits and more are no date.
+_SECONDS: Final = re.compile(r"-?\d{9,16}(\.\d+)?")
 _FIRST: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -30,9 +33,8 @@ class BadValueError(Exception):
 
 def new_id(system: str, table: str, old: str, part: str = "") -> str:
     """The id here of a row there: the same for the same row, whenever it is asked for."""
-    # As a list in JSON would be: no two different names make the same text.
-    named = "\x1f".join(one.replace("\x1f", "\x1f\x1f") for one in (system, table, old, part))
-    return str(uuid.uuid5(_NAMESPACE, named))
+    # As JSON: no two lists make the same text.
+    return str(uuid.uuid5(_NAMESPACE, json.dumps([system, table, old, part])))
 
 
 def key(value: Any) -> str:
@@ -63,9 +65,11 @@ def time(value: Any, zone: dt.tzinfo) -> dt.datetime | None:
     """The moment, None for none: ISO 8601, or seconds or milliseconds since 1970. One without a zone is in `zone`."""
     if value is None or value == "":
         return None
+    if isinstance(value, str) and _SECONDS.fullmatch(value):
+        value = float(value)
     try:
         found = _since_1970(value) if isinstance(value, int | float) else dt.datetime.fromisoformat(text(value).strip())
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, OSError):
         raise BadValueError("is no time") from None
     found = (found if found.tzinfo else found.replace(tzinfo=zone)).astimezone(dt.UTC)
     if not _FIRST <= found < dt.datetime.now(dt.UTC) + dt.timedelta(days=36_525):
