@@ -207,7 +207,8 @@ async def test_a_plain_dump_of_postgres(auth: RunningAuth, chat: ChatProcess, ru
         "--\n-- PostgreSQL database dump\n--\nSET client_encoding = 'UTF8';\n"
         "CREATE TABLE public.users (id uuid NOT NULL);\n\n"
         "COPY public.users (id, username, email, hashed_password, is_active, created_at) FROM stdin;\n"
-        f"{systems.BERT}\t{name}\t{name}@example.com\t{systems.hashed()}\tt\t2024-01-01 00:00:00+00\n\\.\n\n"
+        f"{systems.BERT}\t{name}\t{name}@example.com\t{systems.hashed()}\tt\t2024-01-01 00:00:00+00\n"
+        f"{systems.BERT}\t{name}-2\t{name}2@example.com\t{systems.hashed()}\tt\t2024-01-01 00:00:00+00\n\\.\n\n"
         "COPY public.conversations (id, user_id, title, created_at) FROM stdin;\n"
         f"{talk}\t{systems.BERT}\t\\N\t2024-01-01 10:00:00+00\n\\.\n\n"
         "COPY public.messages (id, conversation_id, role, content, created_at) FROM stdin;\n"
@@ -216,8 +217,9 @@ async def test_a_plain_dump_of_postgres(auth: RunningAuth, chat: ChatProcess, ru
         f"3\t{talk}\tassistant\tYes\t2024-01-01 12:00:01.25+02\n\\.\n"
     )
     code, said, errors = await run("import", dump, "--system", "small-chatbot")
-    assert (code, errors) == (0, ""), said
+    assert (code, errors) == (3, ""), said
     assert "was not read: 2 values for 5 columns of messages" in said
+    assert "1 not loaded: another old user has the same id" in said
     [(user_id,)] = await auth.execute("select cast(id as text) from users where username = %s", name)
     seen = Seen(chat, user_id)
     [one] = await seen.conversations()
