@@ -200,8 +200,8 @@ class _Writer:
             line = "The records, a JSON object a line. The schema is that of one line."
             return {"description": line, "content": {NDJSON: {"schema": schema}}}
         return {
-            "description": "The stream. The schema is that of one event: of the `data` of a frame, or of a line.",
-            "content": {"text/event-stream": {"schema": schema}, NDJSON: {"schema": schema}},
+            "description": "The stream. The schema is that of one frame, or of one line.",
+            "content": {"text/event-stream": {"schema": _frame(schema)}, NDJSON: {"schema": schema}},
         }
 
     def _refusals(self, rpc: Rpc, comment: str) -> Document:
@@ -216,6 +216,12 @@ class _Writer:
         others = {other.name: self._comment(other) for other in self._rpcs if other.full_service == rpc.full_service}
         names += [*named_in(comment, others), "DEPENDENCY_UNAVAILABLE", "DEADLINE_PASSED"]
         return responses(names, self._reasons)
+
+
+def _frame(event: Document) -> Document:
+    """A server-sent event, in the form that OpenAPI 3.2 gives it."""
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": event}
+    return {"type": "object", "required": ["data"], "properties": {"id": {"type": "string"}, "data": data}}
 
 
 def _follows(rpc: Rpc, parameters: Sequence[Document]) -> bool:
