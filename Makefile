@@ -1,7 +1,6 @@
 # Everything that a developer runs. Needs Python 3.11+ and make; the rest is installed into .venv from the lock files.
 .DEFAULT_GOAL := help
-.PHONY: help run test verify lint types contracts proto-clean proto publish-contract fmt migration certs lock clean
-.PHONY: help run test fuzz verify lint types contracts proto-clean proto publish-contract fmt migration lock clean
+.PHONY: help run test fuzz verify lint types contracts proto-clean proto publish-contract fmt migration certs lock clean
 SHELL := /bin/bash
 
 PYTHON ?= python3
@@ -13,7 +12,6 @@ WORKERS ?= 2
 CODE := services gateway simulator suite bench/stack.py bench/cut_streams.py bench/retrieval.py bench/memory_scale.py bench/door.py protos/generate.py
 # How many generated requests `make fuzz` sends as each of nobody, a user and an administrator.
 CASES ?= 2000
-CODE := services gateway simulator suite bench/stack.py bench/cut_streams.py bench/retrieval.py bench/memory_scale.py protos/generate.py
 TESTS := tests
 
 help: ## This list
