@@ -81,6 +81,23 @@ async def test_no_suite_is_said_to_be_none(folder: Path) -> None:
     assert not (folder / "nothing").exists()
 
 
+async def test_the_first_administrator_is_made_beside_a_suite_that_is_stopped(folder: Path) -> None:
+    data = DataFolder(folder / "data")
+    async with running(data):
+        pass
+    environment = {**suite_environment(data.path), "PARLEY_ADMIN_PASSWORD": "correct horse battery"}
+    arguments = ("-m", "suite.command", "admin", "create", "--username", "ana", "--email", "ana@example.com")
+    code, output, errors = await outcome(await start_command(environment, folder, *arguments))
+    assert (code, errors) == (0, "")
+    assert output == "ana is an administrator now and can sign in.\n"
+    code, _, errors = await outcome(await start_command(environment, folder, *arguments))
+    assert code == 1
+    assert "administrator" in errors
+    code, output, _ = await outcome(await start_command(environment, folder, *arguments[:4], "--help"))
+    assert code == 0
+    assert "--username" in output
+
+
 @pytest.mark.parametrize("arguments", [(), ("admin",), ("rubbish", "--help")])
 async def test_a_command_that_is_none_says_which_there_are(folder: Path, arguments: tuple[str, ...]) -> None:
     process = await start_command(suite_environment(folder / "data"), folder, "-m", "suite.command", *arguments)
