@@ -17,7 +17,9 @@ from google.rpc import error_details_pb2, status_pb2
 
 from parley.options.v1 import options_pb2
 
-EXPOSED = frozenset({options_pb2.ACCESS_PUBLIC, options_pb2.ACCESS_USER, options_pb2.ACCESS_ADMIN})
+# What needs no identity here: anybody may call, or somebody whose own signature the service verifies.
+OPEN = frozenset({options_pb2.ACCESS_PUBLIC, options_pb2.ACCESS_PROVIDER})
+EXPOSED = OPEN | {options_pb2.ACCESS_USER, options_pb2.ACCESS_ADMIN}
 # Beside the stubs, in a checkout and in an installed wheel (where gen/parley becomes the package parley) alike.
 DESCRIPTORS = Path(options_pb2.__file__).parents[3] / "parley.binpb"
 # `events` are numbered, and their stream has a terminal one; `records` are what a list would hold, for as long as it takes.
@@ -88,7 +90,7 @@ class Rpc:
     @property
     def is_public(self) -> bool:
         """Whether it needs no identity."""
-        return self.access == options_pb2.ACCESS_PUBLIC
+        return self.access in OPEN
 
 
 def read_descriptors(path: Path) -> FileDescriptorSet:

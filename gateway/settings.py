@@ -79,6 +79,7 @@ class EdgeSettings(BaseSettings):
     auth_endpoints: Endpoints = (Address("127.0.0.1", 50051),)
     chat_endpoints: Endpoints = (Address("127.0.0.1", 50061),)
     memory_endpoints: Endpoints = (Address("127.0.0.1", 50071),)
+    sms_endpoints: Endpoints = (Address("127.0.0.1", 50081),)
     # Where the processes of chat serve MCP.
     mcp_endpoints: Endpoints = (Address("127.0.0.1", 9261),)
     # Origins of web pages that may call: exact, or `*`. None by default.
@@ -179,4 +180,9 @@ class EdgeSettings(BaseSettings):
 
     def endpoints(self) -> dict[str, tuple[Address, ...]]:
         """Name of each service, as in its proto package, with where it listens."""
-        return {"auth": self.auth_endpoints, "chat": self.chat_endpoints, "memory": self.memory_endpoints}
+        return {
+            "auth": self.auth_endpoints,
+            "chat": self.chat_endpoints,
+            "memory": self.memory_endpoints,
+            "sms": self.sms_endpoints,
+        }

@@ -1,7 +1,7 @@
 """The order in which everything starts: as much at once as the arrows between the parts and two cores allow.
 
 Postgres and Redis; each database prepared, and migrated where it is not at its newest revision; auth, and beside it, on
-the core that it leaves idle, the simulator and the edge's configuration; memory and chat; the edge, for clients, last.
+the core that it leaves idle, the simulator and the edge's configuration; memory, chat and sms; the edge, for clients, last.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ from suite.supervisor import Supervisor
 MIGRATION_SECONDS = 300.0
 CONFIGURATION_SECONDS = 60.0
 # Levels, stopped in reverse. Chat drains together with the edge: the ends that it tells its readers still have to get out.
-SERVERS, SIMULATOR, AUTH, MEMORY, CHAT = range(5)
+SERVERS, SIMULATOR, AUTH, MEMORY, CHAT, SMS = range(6)
 EDGE = CHAT
 _SILENT_REDIS = (
     "the Redis of REDIS_URL does not answer ({fault}). The suite starts all the same: until it does, streams cannot be"
     " resumed while they run and memory reads from Postgres only"
 )
-LEVELS = {"auth": AUTH, "memory": MEMORY, "chat": CHAT}
+LEVELS = {"auth": AUTH, "memory": MEMORY, "chat": CHAT, "sms": SMS}
 
 
 class StartUp:
@@ -58,6 +58,7 @@ class StartUp:
         async with asyncio.TaskGroup() as services:
             services.create_task(self._start_service("memory"))
             services.create_task(self._start_service("chat"))
+            services.create_task(self._start_service("sms"))
         await self._supervisor.bring_up(self._plan.edge_part(), level=EDGE)
 
     async def _start_redis(self) -> None:

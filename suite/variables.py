@@ -114,6 +114,37 @@ MEMORY = frozenset(
         "WORKING_SET_TTL_SECONDS",
     }
 )
+SMS = frozenset(
+    {
+        "ANSWER_TIMEOUT_SECONDS",
+        "CALLS_LIMIT",
+        "DECISIONS_PER_DAY",
+        "DECISION_MODEL",
+        "DECISION_OUTPUT_TOKENS",
+        "DECISION_REPLY_CHARACTERS",
+        "PUBLIC_URL",
+        "RECONCILE_SECONDS",
+        "REPLY_WITHIN_SECONDS",
+        "SEND_TIMEOUT_SECONDS",
+        "SEND_TRIES",
+        "SMS_CONSOLE_FILE",
+        "SMS_JOB_CONCURRENCY",
+        "SMS_MAX_SEGMENTS",
+        "SMS_NUMBER",
+        "SMS_NUMBER_CODES_PER_HOUR",
+        "SMS_NUMBER_TEXTS_PER_HOUR",
+        "SMS_PROVIDER",
+        "SMS_SENDER_NAME",
+        "SMS_USER_TEXTS_PER_DAY",
+        "TWILIO_ACCOUNT_SID",
+        "TWILIO_AUTH_TOKEN",
+        "TWILIO_BASE_URL",
+        "TWILIO_MESSAGING_SERVICE_SID",
+        "UNKNOWN_AFTER_SECONDS",
+        "UNMATCHED_DAYS",
+        "WEBHOOK_SIGNATURES",
+    }
+)
 REDIS = frozenset({"REDIS_CONNECTIONS", "REDIS_RETRY_SECONDS", "REDIS_TIMEOUT_SECONDS"})
 PEER = frozenset({"ENDED_SESSIONS_GRACE_SECONDS", "PEER_TIMEOUT_SECONDS"})
 OPENAI = frozenset(
@@ -162,6 +193,7 @@ KNOWN: Mapping[str, frozenset[str]] = {
     "auth": SERVER | AUTH,
     "chat": SERVER | PEER | REDIS | OPENAI | CHAT,
     "memory": SERVER | PEER | REDIS | OPENAI | MEMORY,
+    "sms": SERVER | PEER | OPENAI | SMS,
     "edge": EDGE,
     "simulator": SIMULATOR,
 }
@@ -172,6 +204,7 @@ MANAGED = frozenset(
         "AUTH_ENDPOINTS",
         "AUTH_TARGET",
         "CHAT_ENDPOINTS",
+        "CHAT_TARGET",
         "DATABASE_URL",
         "EDGE_ADDRESS",
         "EDGE_ADMIN_ADDRESS",
@@ -185,6 +218,8 @@ MANAGED = frozenset(
         "REDIS_URL",
         "SIMULATOR_HOST",
         "SIMULATOR_PORT",
+        "SMS_ENDPOINTS",
+        "SMS_TARGET",
         "WORKLOAD_CREDENTIAL_FILE",
         "WORKLOAD_DIGESTS_FILE",
     }

@@ -92,7 +92,7 @@ class PreferencesStandIn(user_pb2_grpc.UserServiceServicer):
         raise AssertionError("chat only reads preferences")
 
 
-def _keys_handler(issuer: Issuer) -> grpc.GenericRpcHandler:
+def keys_handler(issuer: Issuer) -> grpc.GenericRpcHandler:
     """The one method of AuthService that services call."""
 
     async def get_jwks(_request: auth_pb2.GetJwksRequest, _context: Context) -> auth_pb2.GetJwksResponse:
@@ -114,7 +114,7 @@ async def running_auth(issuer: Issuer, preferences: PreferencesStandIn | None = 
     users.verifier = issuer.verifier("auth")
     user_pb2_grpc.add_UserServiceServicer_to_server(users, server)
     auth_pb2_grpc.add_TokenServiceServicer_to_server(TokensStandIn(issuer), server)
-    server.add_generic_rpc_handlers((_keys_handler(issuer),))
+    server.add_generic_rpc_handlers((keys_handler(issuer),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     yield f"ipv4:127.0.0.1:{port}"
