@@ -117,7 +117,7 @@ class EdgeSettings(BaseSettings):
     def _read_address(cls, value: object) -> object:
         return Address.parse(value) if isinstance(value, str) else value
 
-    @field_validator("auth_endpoints", "chat_endpoints", "memory_endpoints", "mcp_endpoints", mode="before")
+    @field_validator("auth_endpoints", "chat_endpoints", "memory_endpoints", "sms_endpoints", "mcp_endpoints", mode="before")
     @classmethod
     def _read_endpoints(cls, value: object) -> object:
         return _addresses(value)

@@ -41,7 +41,7 @@ class TurnDraft:
     replaces: Replacement | None = None
     """What this turn takes the place of; `said` is then what the user says anew, or nothing for a regeneration."""
     spoken_within_seconds: int | None = None
-    """Said aloud, or texted: without a `conversation_id` it goes on with the last such one that was not silent for longer."""
+    """Said aloud, or texted: without a `conversation_id` it goes on with the last of its kind that was not silent longer."""
     kind: ConversationKind = "written"
     """Of the conversation that begins with it, or that it goes on with."""
 

@@ -124,10 +124,18 @@ class SmsServicer(sms_pb2_grpc.SmsServiceServicer):
         log.info("sms.received", is_new=is_new)
         return empty_twiml()
 
-    async def ReceiveTwilioStatus(self, request: sms_pb2.TwilioStatusWebhook, context: Context) -> httpbody_pb2.HttpBody:
-        path = f"{STATUS_PATH}/{request.message_id}" if request.message_id else STATUS_PATH
-        form = self._parts.webhooks.read(request.form, path, current_metadata())
-        report = read_report(form, request.message_id)
+    async def ReceiveTwilioStatus(self, request: sms_pb2.TwilioWebhook, context: Context) -> httpbody_pb2.HttpBody:
+        return await self._reported(request.form, STATUS_PATH)
+
+    async def ReceiveTwilioMessageStatus(
+        self, request: sms_pb2.TwilioMessageStatusWebhook, context: Context
+    ) -> httpbody_pb2.HttpBody:
+        path = f"{STATUS_PATH}/{request.message_id}"
+        return await self._reported(request.form, path, message_id=request.message_id)
+
+    async def _reported(self, body: httpbody_pb2.HttpBody, path: str, *, message_id: str = "") -> httpbody_pb2.HttpBody:
+        form = self._parts.webhooks.read(body, path, current_metadata())
+        report = read_report(form, message_id)
         if report is not None:
             is_ours = await self._parts.outbox.report(report)
             log.info("sms.reported", status=report.status, message_id=report.message_id, is_ours=is_ours)

@@ -81,8 +81,12 @@ class SmsProcess:
         """Twilio tells of a delivery, at the address that it was given with the text."""
         path = f"{STATUS}/{message_id}" if message_id else STATUS
         form = {"MessageSid": sid, "AccountSid": ACCOUNT, "MessageStatus": status, **fields}
-        request = sms_pb2.TwilioStatusWebhook(form=body_of(form), message_id=message_id)
-        await self.sms.ReceiveTwilioStatus(request, metadata=signed(path, form), timeout=10)
+        metadata = signed(path, form)
+        if message_id:
+            named = sms_pb2.TwilioMessageStatusWebhook(form=body_of(form), message_id=message_id)
+            await self.sms.ReceiveTwilioMessageStatus(named, metadata=metadata, timeout=10)
+        else:
+            await self.sms.ReceiveTwilioStatus(sms_pb2.TwilioWebhook(form=body_of(form)), metadata=metadata, timeout=10)
 
     async def call_in(self, sid: str, status: str, **fields: str) -> None:
         form = {

@@ -1,7 +1,7 @@
 """Whether the user wants text messages, as a tool of the model.
 
-Owns what the tool says. Invariants: it is about the number of the user whose turn it is and no other; saying it again changes
-nothing; sms that does not answer costs the turn that call and nothing else.
+Owns what the tool says. Invariants: it is about the number of the user whose turn it is and no other; saying it again
+changes nothing; sms that does not answer costs the turn that call and nothing else.
 """
 
 from collections.abc import AsyncIterator, Mapping

@@ -378,7 +378,7 @@ class TwilioWebhook(_message.Message):
 Global___TwilioWebhook: _TypeAlias = TwilioWebhook  # noqa: Y015
 
 @_typing.final
-class TwilioStatusWebhook(_message.Message):
+class TwilioMessageStatusWebhook(_message.Message):
     """A webhook of Twilio's about a message that we sent."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -386,7 +386,7 @@ class TwilioStatusWebhook(_message.Message):
     FORM_FIELD_NUMBER: _builtins.int
     MESSAGE_ID_FIELD_NUMBER: _builtins.int
     message_id: _builtins.str
-    """UUID of the message, where the path has one."""
+    """Required. UUID of the message."""
     @_builtins.property
     def form(self) -> _httpbody_pb2.HttpBody:
         """The form as it came."""
@@ -403,7 +403,7 @@ class TwilioStatusWebhook(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___TwilioStatusWebhook: _TypeAlias = TwilioStatusWebhook  # noqa: Y015
+Global___TwilioMessageStatusWebhook: _TypeAlias = TwilioMessageStatusWebhook  # noqa: Y015
 
 @_typing.final
 class ListOptOutsRequest(_message.Message):

@@ -63,7 +63,12 @@ class SmsServiceStub:
                 _registered_method=True)
         self.ReceiveTwilioStatus = channel.unary_unary(
                 '/parley.sms.v1.SmsService/ReceiveTwilioStatus',
-                request_serializer=parley_dot_sms_dot_v1_dot_sms__pb2.TwilioStatusWebhook.SerializeToString,
+                request_serializer=parley_dot_sms_dot_v1_dot_sms__pb2.TwilioWebhook.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.ReceiveTwilioMessageStatus = channel.unary_unary(
+                '/parley.sms.v1.SmsService/ReceiveTwilioMessageStatus',
+                request_serializer=parley_dot_sms_dot_v1_dot_sms__pb2.TwilioMessageStatusWebhook.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
         self.ListOptOuts = channel.unary_unary(
@@ -142,8 +147,18 @@ class SmsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReceiveTwilioStatus(self, request, context):
-        """Takes what Twilio says of a message that we sent: in any order, and repeatedly. The path with an id is what we give Twilio
-        with each message; the one without is for a messaging service that has a status URL of its own.
+        """Takes what Twilio says of a message that we sent: in any order, and repeatedly. For a messaging service that has a status URL
+        of its own.
+
+        Reasons: WEBHOOK_SIGNATURE_WRONG.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReceiveTwilioMessageStatus(self, request, context):
+        """The same, at the address that Twilio is given with each message: it names the message, so that what is said of it is
+        understood though Twilio's answer to the sending was lost.
 
         Reasons: WEBHOOK_SIGNATURE_WRONG.
         """
@@ -222,7 +237,12 @@ def add_SmsServiceServicer_to_server(servicer, server):
             ),
             'ReceiveTwilioStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.ReceiveTwilioStatus,
-                    request_deserializer=parley_dot_sms_dot_v1_dot_sms__pb2.TwilioStatusWebhook.FromString,
+                    request_deserializer=parley_dot_sms_dot_v1_dot_sms__pb2.TwilioWebhook.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'ReceiveTwilioMessageStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReceiveTwilioMessageStatus,
+                    request_deserializer=parley_dot_sms_dot_v1_dot_sms__pb2.TwilioMessageStatusWebhook.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
             'ListOptOuts': grpc.unary_unary_rpc_method_handler(
@@ -407,7 +427,34 @@ class SmsService:
             request,
             target,
             '/parley.sms.v1.SmsService/ReceiveTwilioStatus',
-            parley_dot_sms_dot_v1_dot_sms__pb2.TwilioStatusWebhook.SerializeToString,
+            parley_dot_sms_dot_v1_dot_sms__pb2.TwilioWebhook.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReceiveTwilioMessageStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.sms.v1.SmsService/ReceiveTwilioMessageStatus',
+            parley_dot_sms_dot_v1_dot_sms__pb2.TwilioMessageStatusWebhook.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,

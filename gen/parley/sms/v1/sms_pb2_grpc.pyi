@@ -46,9 +46,15 @@ class SmsServiceStub:
 
     Reasons: WEBHOOK_SIGNATURE_WRONG.
     """
-    ReceiveTwilioStatus: _aio.UnaryUnaryMultiCallable[_sms_pb2.TwilioStatusWebhook, _httpbody_pb2.HttpBody]
-    """Takes what Twilio says of a message that we sent: in any order, and repeatedly. The path with an id is what we give Twilio
-    with each message; the one without is for a messaging service that has a status URL of its own.
+    ReceiveTwilioStatus: _aio.UnaryUnaryMultiCallable[_sms_pb2.TwilioWebhook, _httpbody_pb2.HttpBody]
+    """Takes what Twilio says of a message that we sent: in any order, and repeatedly. For a messaging service that has a status URL
+    of its own.
+
+    Reasons: WEBHOOK_SIGNATURE_WRONG.
+    """
+    ReceiveTwilioMessageStatus: _aio.UnaryUnaryMultiCallable[_sms_pb2.TwilioMessageStatusWebhook, _httpbody_pb2.HttpBody]
+    """The same, at the address that Twilio is given with each message: it names the message, so that what is said of it is
+    understood though Twilio's answer to the sending was lost.
 
     Reasons: WEBHOOK_SIGNATURE_WRONG.
     """
@@ -143,11 +149,23 @@ class SmsServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ReceiveTwilioStatus(
         self,
-        request: _sms_pb2.TwilioStatusWebhook,
-        context: _aio.ServicerContext[_sms_pb2.TwilioStatusWebhook, _abc.Awaitable[_httpbody_pb2.HttpBody]],
+        request: _sms_pb2.TwilioWebhook,
+        context: _aio.ServicerContext[_sms_pb2.TwilioWebhook, _abc.Awaitable[_httpbody_pb2.HttpBody]],
     ) -> _abc.Awaitable[_httpbody_pb2.HttpBody]:
-        """Takes what Twilio says of a message that we sent: in any order, and repeatedly. The path with an id is what we give Twilio
-        with each message; the one without is for a messaging service that has a status URL of its own.
+        """Takes what Twilio says of a message that we sent: in any order, and repeatedly. For a messaging service that has a status URL
+        of its own.
+
+        Reasons: WEBHOOK_SIGNATURE_WRONG.
+        """
+
+    @_abc_1.abstractmethod
+    def ReceiveTwilioMessageStatus(
+        self,
+        request: _sms_pb2.TwilioMessageStatusWebhook,
+        context: _aio.ServicerContext[_sms_pb2.TwilioMessageStatusWebhook, _abc.Awaitable[_httpbody_pb2.HttpBody]],
+    ) -> _abc.Awaitable[_httpbody_pb2.HttpBody]:
+        """The same, at the address that Twilio is given with each message: it names the message, so that what is said of it is
+        understood though Twilio's answer to the sending was lost.
 
         Reasons: WEBHOOK_SIGNATURE_WRONG.
         """
