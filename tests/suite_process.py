@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PORTS = (
     *("EDGE", "EDGE_ADMIN", "SIMULATOR"),
     *("AUTH", "CHAT", "MEMORY", "AUTH_METRICS", "CHAT_METRICS", "MEMORY_METRICS", "CHAT_MCP"),
+    *("SMS", "SMS_METRICS"),
 )
 
 

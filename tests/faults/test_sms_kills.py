@@ -1,4 +1,4 @@
-"""Sms killed at every step of answering a text: one reply; or `unknown`, where the kill fell into the call of the provider."""
+"""Sms killed at every step of answering a text: one reply; or `unknown`, where the kill fell into the call of Twilio."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -48,8 +48,21 @@ class _Tokens(TokensStandIn):
         return auth_pb2.ExchangeForUserResponse(token=token, lifetime=LIFETIME)
 
 
+class NeverCalled:
+    """Has every RPC, and refuses those that it was not given: nobody has any business with them."""
+
+    def __getattr__(self, name: str) -> Any:
+        if not name[0].isupper():
+            raise AttributeError(name)
+
+        async def refused(*_: Any) -> NoReturn:
+            raise AssertionError(f"somebody calls {name}")
+
+        return refused
+
+
 @dataclass
-class PeopleStandIn(user_pb2_grpc.UserServiceServicer):
+class PeopleStandIn(NeverCalled):
     """Whose numbers are whose, and what they prefer; can be away, or hold its answers."""
 
     numbers: dict[str, str] = field(default_factory=dict)
@@ -88,33 +101,9 @@ class PeopleStandIn(user_pb2_grpc.UserServiceServicer):
             raise Unavailable("away", reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE)
         return self.preferences.get(current_user_id(), Preferences())
 
-    async def CreatePreferences(self, request: user_pb2.CreatePreferencesRequest, context: Context) -> Preferences:
-        raise AssertionError("sms only reads preferences")
-
-    async def UpdatePreferences(self, request: user_pb2.UpdatePreferencesRequest, context: Context) -> Preferences:
-        raise AssertionError("sms only reads preferences")
-
-    async def DeletePreferences(
-        self, request: user_pb2.DeletePreferencesRequest, context: Context
-    ) -> user_pb2.DeletePreferencesResponse:
-        raise AssertionError("sms only reads preferences")
-
-
-class _NeverCalled:
-    """The RPCs of chat that sms has no business with."""
-
-    def __getattr__(self, name: str) -> Any:
-        if not name[0].isupper():
-            raise AttributeError(name)
-
-        async def refused(*_: Any) -> NoReturn:
-            raise AssertionError(f"sms calls chat's {name}")
-
-        return refused
-
 
 @dataclass
-class ChatStandIn(_NeverCalled):
+class ChatStandIn(NeverCalled):
     """A chat that answers texts, once for each request id, and has turns; can be away, refuse, or hold its answers."""
 
     answers: dict[tuple[str, str], chat_pb2.Utterance] = field(default_factory=dict)
@@ -179,7 +168,7 @@ async def running_auth(issuer: Issuer, people: PeopleStandIn) -> AsyncIterator[s
     interceptor = CallInterceptor(issuer.verifier("auth"), access, slow_call_seconds=60)
     server = grpc.aio.server(interceptors=[interceptor], options=(("grpc.so_reuseport", 0),))
     auth_pb2_grpc.add_TokenServiceServicer_to_server(_Tokens(issuer), server)
-    user_pb2_grpc.add_UserServiceServicer_to_server(people, server)
+    user_pb2_grpc.add_UserServiceServicer_to_server(cast(Any, people), server)
     server.add_generic_rpc_handlers((keys_handler(issuer),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
