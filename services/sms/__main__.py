@@ -26,6 +26,7 @@ from services.sms.conversations import Conversations
 from services.sms.decision_store import DecisionStore
 from services.sms.decisions import DecisionLimits, Decisions
 from services.sms.erasure_store import ErasureStore
+from services.sms.forgetting import Forgetting
 from services.sms.history import History
 from services.sms.history_servicer import HistoryServicer
 from services.sms.inbox_store import InboxStore
@@ -86,11 +87,12 @@ async def open_sms(settings: SmsSettings, parts: AsyncExitStack, *, database: Da
     inbox = InboxStore(database, jobs, limits, sender_name=settings.sms_sender_name)
     calls = CallStore(database, jobs, most_calls=settings.calls_limit)
     decisions = DecisionStore(database, most_per_day=settings.decisions_per_day)
-    erasure = ErasureStore(database)
+    erasure = ErasureStore(database, jobs)
     sending = Sending(outbox, provider, _send_limits(settings))
     sending.register(jobs)
     _answering(settings, inbox, people, conversations).register(jobs)
     Matching(calls, people).register(jobs)
+    Forgetting(provider).register(jobs)
     webhooks = _webhooks(settings)
     servicer = SmsServicer(
         SmsParts(

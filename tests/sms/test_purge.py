@@ -35,7 +35,9 @@ async def _live(user: User, number: str, sms: SmsProcess) -> None:
     await sms.settled()
 
 
-async def test_everything_goes_and_what_others_have_stays(sms: SmsProcess, people: PeopleStandIn, chat: ChatStandIn) -> None:
+async def test_everything_goes_and_what_others_have_stays(
+    sms: SmsProcess, people: PeopleStandIn, chat: ChatStandIn, twilio: TwilioStandIn
+) -> None:
     ana, ben = sms.user(people.add(ANA)), sms.user(people.add(BEN))
     # From before the number was anybody's.
     people.is_away = True
@@ -48,8 +50,12 @@ async def test_everything_goes_and_what_others_have_stays(sms: SmsProcess, peopl
         await _live(user, number, sms)
     before = (await ben.read_history()).entries
     assert len(before) > 4
+    own = await sms.rows("select provider_message_id from messages where user_id = %s or text = 'Early words'", ana.id)
     await _purge(sms, ana.id.upper())
     await _purge(sms, ana.id)
+    await sms.settled()
+    # The provider has deleted what it had of them, and what it did not know is no error.
+    assert sorted(twilio.deleted) == sorted(sid for (sid,) in own if sid)
     assert await _holdings(sms, ana) == "[]"
     assert await sms.rows("select count(*) from messages where phone_number = %s", ANA) == [(0,)]
     assert (await ben.read_history()).entries == before

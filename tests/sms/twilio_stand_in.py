@@ -57,10 +57,12 @@ class TwilioStandIn:
     on_arrival: Callable[[], Awaitable[None]] | None = None
     on_taken: Callable[[Taken], Awaitable[None]] | None = None
     lists_nothing: bool = False
+    deleted: list[str] = field(default_factory=list)
 
     def clear(self) -> None:
         self.taken.clear()
         self.faults.clear()
+        self.deleted.clear()
         self.attempts, self.on_arrival, self.on_taken, self.lists_nothing = 0, None, None, False
         self.arrived = asyncio.Event()
 
@@ -96,6 +98,12 @@ class TwilioStandIn:
             return web.Response(status=201, text="<html>not what you think</html>", content_type="text/html")
         return web.json_response(_resource(taken), status=201)
 
+    async def delete(self, request: web.Request) -> web.Response:
+        sid = request.match_info["sid"]
+        known = [one for one in self.taken if one.sid == sid]
+        self.deleted.append(sid)
+        return web.Response(status=204) if known else _error(404, 20404)
+
     async def list(self, request: web.Request) -> web.Response:
         found = [one for one in self.taken if one.to == request.query.get("To") and not self.lists_nothing]
         page = {"messages": [_resource(one) for one in reversed(found)], "uri": "", "next_page_uri": None, "page": 0}
@@ -127,6 +135,7 @@ async def running_twilio(twilio: TwilioStandIn) -> AsyncIterator[TwilioStandIn]:
     path = f"/2010-04-01/Accounts/{ACCOUNT}/Messages.json"
     app.router.add_post(path, twilio.create)
     app.router.add_get(path, twilio.list)
+    app.router.add_delete(path.replace(".json", "/{sid}.json"), twilio.delete)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

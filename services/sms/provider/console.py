@@ -42,6 +42,9 @@ class ConsoleProvider:
         """Nothing: it remembers no text, and answers at once."""
         return ()
 
+    async def forget(self, provider_message_id: str) -> None:
+        """Nothing: what a console has shown is in the hands of who looks at it."""
+
     async def close(self) -> None:
         """Nothing is open."""
 

@@ -53,5 +53,8 @@ class Provider(Protocol):
     async def find(self, phone_number: str, text: str, *, since: dt.datetime) -> Sequence[Taken]:
         """What it has taken of this text to this number since then, the earliest first. Raises UnansweredError."""
 
+    async def forget(self, provider_message_id: str) -> None:
+        """Deletes what it keeps of a text. Idempotent. Raises UnansweredError where that may be tried again."""
+
     async def close(self) -> None:
         """Closes its connections."""

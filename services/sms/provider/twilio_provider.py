@@ -35,6 +35,7 @@ _STATUSES: Final[Mapping[str, str]] = {
 _FIRST_BAD, _FIRST_FAULT = 400, 500
 # Not now (a limit) or not with these credentials (which an operator mends): in either case nothing was taken.
 _NOT_TAKEN: Final = (401, 403, 429)
+_GONE: Final = ("20404", "404")
 
 
 def status_of(twilio: str) -> str | None:
@@ -91,6 +92,17 @@ class TwilioProvider:
                 if one.body == text and str(one.direction).startswith("outbound") and _is_since(one.date_created, begin)
             ]  # fmt: skip
             return [_taken(one) for one in reversed(ours)]
+
+    async def forget(self, provider_message_id: str) -> None:
+        """Deletes the message at Twilio, text and numbers. Idempotent. Raises UnansweredError, as while it is under way."""
+        try:
+            with _translated():
+                await self._client.messages(provider_message_id).delete_async()
+        except NotTakenError as error:
+            raise UnansweredError(str(error)) from None
+        except RefusedError as error:
+            if error.code not in _GONE:
+                raise UnansweredError(error.code) from None
 
     async def close(self) -> None:
         """Closes its connections."""
