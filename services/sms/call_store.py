@@ -16,7 +16,7 @@ from services.runtime.database import Database, interval
 from services.runtime.jobs import Jobs
 from services.sms.records import Call, CallReport, NewCall
 from services.sms.refusals import limit_reached, request_id_reused
-from services.sms.rows import for_living, lock
+from services.sms.rows import for_living, lock, share_user
 from services.sms.schema import calls
 
 MATCH_JOB: Final = "match_call"
@@ -111,6 +111,7 @@ class CallStore:
         statement = calls.update().where(calls.c.id == call_id, calls.c.user_id.is_(None)).values(user_id=user_id)
         with for_living(user_id):
             async with self._database.service_transaction() as connection:
+                await share_user(connection, user_id)
                 await connection.execute(statement)
 
     async def delete_unmatched(self, *, older_than_seconds: float, limit: int) -> int:

@@ -18,7 +18,7 @@ from services.sms.consent_store import change_consent, held_consent, note_event
 from services.sms.keywords import Said, read_keyword
 from services.sms.message_store import TextLimits, check_limits
 from services.sms.records import Answer, Consent, IncomingText, NewText
-from services.sms.rows import SEND_JOB, for_living, lock, outbound_values
+from services.sms.rows import SEND_JOB, for_living, lock, outbound_values, share_user
 from services.sms.schema import consents, messages
 from services.sms.seen_numbers import note_number
 from services.sms.segments import size_of
@@ -129,6 +129,7 @@ class InboxStore:
         of_it = sa.or_(messages.c.id == message_id, messages.c.in_reply_to == message_id)
         with for_living(user_id):
             async with self._database.service_transaction() as connection:
+                await share_user(connection, user_id)
                 await connection.execute(
                     messages.update().where(of_it, messages.c.user_id.is_(None)).values(user_id=user_id)
                 )
@@ -146,6 +147,7 @@ class InboxStore:
         """
         with for_living(new.user_id or ""):
             async with self._database.service_transaction() as connection:
+                await share_user(connection, new.user_id or "")
                 held = sa.select(messages.c.id).where(messages.c.id == message_id, messages.c.answer == "pending")
                 if (await connection.execute(held.with_for_update())).one_or_none() is None:
                     return

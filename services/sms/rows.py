@@ -49,6 +49,14 @@ async def lock(connection: AsyncConnection, *names: str) -> None:
         await connection.execute(_LOCK, {"name": name})
 
 
+_SHARE_USER: Final = sa.text("select pg_advisory_xact_lock_shared(hashtextextended(:name, 0))")
+
+
+async def share_user(connection: AsyncConnection, user_id: str) -> None:
+    """Takes a user's lock, as whoever stores something of them does: before the rows that a purge deletes are locked."""
+    await connection.execute(_SHARE_USER, {"name": f"parley user {user_id}"})
+
+
 @contextlib.contextmanager
 def for_living(user_id: str) -> Iterator[None]:
     """Raises NotFound (USER_NOT_FOUND) where something is to be stored for a user who was purged."""

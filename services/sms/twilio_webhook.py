@@ -17,6 +17,7 @@ from google.api import httpbody_pb2
 from twilio.request_validator import RequestValidator, get_signature_algorithm
 
 from services.runtime.errors import FieldViolation, invalid_request
+from services.runtime.rules import CONTROL_CHARACTERS
 from services.sms.provider.twilio_provider import status_of
 from services.sms.records import CallReport, DeliveryReport, IncomingText
 from services.sms.refusals import signature_wrong
@@ -91,7 +92,7 @@ class TwilioWebhooks:
         """The form of a webhook at this path. Raises PermissionDenied (WEBHOOK_SIGNATURE_WRONG), InvalidArgument."""
         form = Form(body)
         if not self._is_signed(form, path, metadata):
-            log.warning("webhook.signature_wrong", path=path.partition("sms-status/")[0], is_shadow=self._is_shadow)
+            log.warning("webhook.signature_wrong", path=path, is_shadow=self._is_shadow)
             if not self._is_shadow:
                 raise signature_wrong()
         return form
@@ -112,8 +113,8 @@ def read_text(form: Form) -> IncomingText:
         provider_message_id=_id(form, "MessageSid"),
         phone_number=_number(form, "From"),
         own_number=_number(form, "To"),
-        # What Postgres cannot hold, nobody meant to say.
-        text=form.get("Body").replace("\x00", "")[:_MOST_TEXT],
+        # Nobody meant to say what neither Postgres nor chat would take.
+        text=CONTROL_CHARACTERS.sub("", form.get("Body"))[:_MOST_TEXT],
         opt_out_type=form.get("OptOutType"),
     )
 

@@ -84,9 +84,8 @@ class TwilioProvider:
         """What Twilio has of this text to this number since then. Raises UnansweredError."""
         begin = since - _SKEW
         with _translated(is_reading=True):
-            listed = await self._client.messages.list_async(
-                to=phone_number, date_sent_after=begin, limit=_MOST_FOUND, page_size=_MOST_FOUND
-            )
+            # The latest first. Not by their date of sending, which those have not that wait at Twilio.
+            listed = await self._client.messages.list_async(to=phone_number, limit=_MOST_FOUND, page_size=_MOST_FOUND)
             ours = [
                 one for one in listed
                 if one.body == text and str(one.direction).startswith("outbound") and _is_since(one.date_created, begin)
