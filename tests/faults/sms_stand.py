@@ -62,11 +62,6 @@ class SmsStand:
         if self.sms is not None:
             await self.sms.channel.close()
         async with self.owner() as connection:
-            # Its last statements may still be running: they end with the locks that they wait for.
-            await connection.execute(
-                "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database()"
-                " and usename = %s", [self.database.service_role],
-            )  # fmt: skip
             await connection.execute("update procrastinate_workers set last_heartbeat = now() - interval '1 hour'")
             await connection.execute("update messages set claim_time = now() - interval '1 minute'")
             await connection.execute(PUT_BACK.encode(), {"seconds": 30})
@@ -80,7 +75,8 @@ class SmsStand:
 
     async def waiting_for_a_lock(self) -> None:
         """Until the process waits for a lock that the test holds."""
-        statement = "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+        # What pg_stat_activity tells is not for this role.
+        statement = "select from pg_locks where not granted"
         end = time.monotonic() + 15
         async with self.owner() as connection:
             while (await (await connection.execute(statement)).fetchall()) == []:
