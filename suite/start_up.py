@@ -22,13 +22,13 @@ from suite.supervisor import Supervisor
 MIGRATION_SECONDS = 300.0
 CONFIGURATION_SECONDS = 60.0
 # Levels, stopped in reverse. Chat drains together with the edge: the ends that it tells its readers still have to get out.
-SERVERS, SIMULATOR, AUTH, MEMORY, CHAT, SMS = range(6)
+SERVERS, SIMULATOR, AUTH, MEMORY, CHAT = range(5)
 EDGE = CHAT
 _SILENT_REDIS = (
     "the Redis of REDIS_URL does not answer ({fault}). The suite starts all the same: until it does, streams cannot be"
     " resumed while they run and memory reads from Postgres only"
 )
-LEVELS = {"auth": AUTH, "memory": MEMORY, "chat": CHAT, "sms": SMS}
+LEVELS = {"auth": AUTH, "memory": MEMORY, "chat": CHAT, "sms": CHAT}
 
 
 class StartUp:

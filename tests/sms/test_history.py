@@ -81,7 +81,9 @@ async def test_all_of_it_is_there_once_and_in_order(sms: SmsProcess, chat: ChatS
     entries = await _read_all(ana, page_size=200)
     pages = -(-ENTRIES // 200)
     assert _places(entries) == expected
-    selects = [one for one in sms.statements if "FROM messages" in one or "FROM calls" in one or "FROM decisions" in one]
+    # Without those of the standing duty that looks after claims.
+    told = [one for one in sms.statements if "claim_time" not in one]
+    selects = [one for one in told if "FROM messages" in one or "FROM calls" in one or "FROM decisions" in one]
     assert (len(selects), chat.reads) == (3 * pages, pages)
     assert _places(await _read_all(other, page_size=7)) == others
 
