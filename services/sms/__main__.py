@@ -72,55 +72,89 @@ class Sms:
 
     mounts: Sequence[Mount]
     inbox: InboxStore
-    sending: Sending
     duties: Sequence[Coroutine[None, None, None]]
 
 
 async def open_sms(settings: SmsSettings, parts: AsyncExitStack, *, database: Database, tokens: ServiceTokens) -> Sms:
     """Sms on its database, with its jobs worked on, until `parts` closes."""
     jobs = Jobs(settings.database_url.get_secret_value())
+    stores = _open_stores(settings, database, jobs)
     people, conversations = _open_peers(settings, parts, tokens)
     provider = _open_provider(settings)
     parts.push_async_callback(provider.close)
-    limits = _text_limits(settings)
-    messages, outbox = MessageStore(database, jobs, limits), OutboxStore(database)
-    inbox = InboxStore(database, jobs, limits, sender_name=settings.sms_sender_name)
-    calls = CallStore(database, jobs, most_calls=settings.calls_limit)
-    decisions = DecisionStore(database, most_per_day=settings.decisions_per_day)
-    erasure = ErasureStore(database, jobs)
-    sending = Sending(outbox, provider, _send_limits(settings))
+    sending = Sending(stores.outbox, provider, _send_limits(settings))
     sending.register(jobs)
-    _answering(settings, inbox, people, conversations).register(jobs)
-    Matching(calls, people).register(jobs)
+    _answering(settings, stores.inbox, people, conversations).register(jobs)
+    Matching(stores.calls, people).register(jobs)
     Forgetting(provider).register(jobs)
     webhooks = _webhooks(settings)
-    servicer = SmsServicer(
-        SmsParts(
-            messages=messages,
-            inbox=inbox,
-            outbox=outbox,
-            consents=ConsentStore(database),
-            erasure=erasure,
-            decisions=_open_decisions(settings, parts, decisions),
-            codes=Codes(messages, outbox, sending, sender_name=settings.sms_sender_name),
-            people=people,
-            own_number=OwnNumber(SeenNumberStore(database), people),
-            webhooks=webhooks,
-            most_segments=settings.sms_max_segments,
-        )
-    )
+    servicer = SmsServicer(_sms_parts(settings, parts, stores, sending=sending, people=people, webhooks=webhooks))
+    history = History(conversations, stores.messages, stores.calls, stores.decisions)
     await parts.enter_async_context(jobs.working(concurrency=settings.sms_job_concurrency))
-    upkeep = Upkeep(inbox, calls, erasure, unmatched_days=settings.unmatched_days)
+    upkeep = Upkeep(stores.inbox, stores.calls, stores.erasure, unmatched_days=settings.unmatched_days)
     return Sms(
-        mounts=_mounts(
-            servicer, CallServicer(calls, webhooks), HistoryServicer(History(conversations, messages, calls, decisions))
-        ),
-        inbox=inbox,
-        sending=sending,
+        mounts=_mounts(servicer, CallServicer(stores.calls, webhooks), HistoryServicer(history)),
+        inbox=stores.inbox,
         duties=[
             repeat("sms.reconcile", sending.reconcile, interval_seconds=settings.reconcile_seconds),
             repeat("sms.upkeep", upkeep.sweep, interval_seconds=_UPKEEP_SECONDS),
         ],
+    )
+
+
+@dataclass(frozen=True)
+class _Stores:
+    """All that is in the database."""
+
+    messages: MessageStore
+    inbox: InboxStore
+    outbox: OutboxStore
+    consents: ConsentStore
+    seen_numbers: SeenNumberStore
+    calls: CallStore
+    decisions: DecisionStore
+    erasure: ErasureStore
+
+
+def _open_stores(settings: SmsSettings, database: Database, jobs: Jobs) -> _Stores:
+    limits = TextLimits(
+        user_per_day=settings.sms_user_texts_per_day,
+        number_per_hour=settings.sms_number_texts_per_hour,
+        codes_per_hour=settings.sms_number_codes_per_hour,
+    )
+    return _Stores(
+        messages=MessageStore(database, jobs, limits),
+        inbox=InboxStore(database, jobs, limits, sender_name=settings.sms_sender_name),
+        outbox=OutboxStore(database),
+        consents=ConsentStore(database),
+        seen_numbers=SeenNumberStore(database),
+        calls=CallStore(database, jobs, most_calls=settings.calls_limit),
+        decisions=DecisionStore(database, most_per_day=settings.decisions_per_day),
+        erasure=ErasureStore(database, jobs),
+    )
+
+
+def _sms_parts(  # noqa: PLR0913 - what the servicer calls
+    settings: SmsSettings,
+    parts: AsyncExitStack,
+    stores: _Stores,
+    *,
+    sending: Sending,
+    people: People,
+    webhooks: TwilioWebhooks,
+) -> SmsParts:
+    return SmsParts(
+        messages=stores.messages,
+        inbox=stores.inbox,
+        outbox=stores.outbox,
+        consents=stores.consents,
+        erasure=stores.erasure,
+        decisions=_open_decisions(settings, parts, stores.decisions),
+        codes=Codes(stores.messages, stores.outbox, sending, sender_name=settings.sms_sender_name),
+        people=people,
+        own_number=OwnNumber(stores.seen_numbers, people),
+        webhooks=webhooks,
+        most_segments=settings.sms_max_segments,
     )
 
 
@@ -182,14 +216,6 @@ def _webhooks(settings: SmsSettings) -> TwilioWebhooks:
         auth_token=settings.twilio_auth_token.get_secret_value(),
         account_sid=settings.twilio_account_sid,
         is_shadow=settings.webhook_signatures == "shadow",
-    )
-
-
-def _text_limits(settings: SmsSettings) -> TextLimits:
-    return TextLimits(
-        user_per_day=settings.sms_user_texts_per_day,
-        number_per_hour=settings.sms_number_texts_per_hour,
-        codes_per_hour=settings.sms_number_codes_per_hour,
     )
 
 

@@ -53,7 +53,6 @@ class IncomingText:
 
     provider_message_id: str
     phone_number: str = field(repr=False)
-    own_number: str = field(repr=False)
     text: str = field(repr=False)
     opt_out_type: str = ""
 

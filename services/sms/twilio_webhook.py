@@ -112,7 +112,6 @@ def read_text(form: Form) -> IncomingText:
     return IncomingText(
         provider_message_id=_id(form, "MessageSid"),
         phone_number=_number(form, "From"),
-        own_number=_number(form, "To"),
         # Nobody meant to say what neither Postgres nor chat would take.
         text=CONTROL_CHARACTERS.sub("", form.get("Body"))[:_MOST_TEXT],
         opt_out_type=form.get("OptOutType"),

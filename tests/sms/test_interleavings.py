@@ -155,7 +155,7 @@ class Case:
         self.sending = Sending(self.bench.outbox, self.carrier, limits)
 
     async def say(self, text: str) -> None:
-        incoming = IncomingText(f"SM{uuid.uuid4().hex}", self.number, "+15005550006", text)
+        incoming = IncomingText(f"SM{uuid.uuid4().hex}", self.number, text)
         await self.bench.inbox.receive(incoming)
         if self.chance.random() < 0.3:
             # The webhook comes again.
