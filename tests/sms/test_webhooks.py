@@ -84,6 +84,12 @@ async def test_a_messaging_services_text_is_taken_like_any_other(sms: SmsProcess
     assert await sms.rows("select text from messages") == [("Hi",)]
 
 
+async def test_a_token_that_comes_along_is_not_looked_at(sms: SmsProcess) -> None:
+    form = _form()
+    await _send(sms, form, (*signed(MESSAGE, form), ("authorization", "Bearer rubbish")))
+    assert await sms.rows("select count(*) from messages") == [(1,)]
+
+
 async def test_another_account_is_refused_though_it_signs(sms: SmsProcess) -> None:
     form = _form(AccountSid="AC" + "1" * 32)
     assert (await refusal(_send(sms, form, signed(MESSAGE, form)))).reason == "WEBHOOK_SIGNATURE_WRONG"
