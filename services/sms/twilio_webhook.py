@@ -84,7 +84,7 @@ class TwilioWebhooks:
 
     def __init__(self, *, public_url: str, auth_token: str, account_sid: str, is_shadow: bool) -> None:
         self._public_url = public_url.rstrip("/")
-        self._validator = RequestValidator(auth_token) if auth_token else None
+        self._validator: Any = RequestValidator(auth_token) if auth_token else None  # type: ignore[no-untyped-call]
         self._account_sid = account_sid
         self._is_shadow = is_shadow
 
@@ -103,7 +103,7 @@ class TwilioWebhooks:
         if self._account_sid and form.get("AccountSid") not in {"", self._account_sid}:
             return False
         signature = metadata.get(_SIGNATURE, "")
-        algorithm = get_signature_algorithm(metadata.get(_SIGNATURE_SETTINGS, ""))
+        algorithm = get_signature_algorithm(metadata.get(_SIGNATURE_SETTINGS, ""))  # type: ignore[no-untyped-call]
         return bool(self._validator.validate(self._public_url + path, form, signature, algorithm))
 
 

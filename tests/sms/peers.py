@@ -179,7 +179,7 @@ async def running_auth(issuer: Issuer, people: PeopleStandIn) -> AsyncIterator[s
 @asynccontextmanager
 async def running_chat(issuer: Issuer, chat: ChatStandIn) -> AsyncIterator[str]:
     """Chat's stand-in behind the real interceptors; yields its target."""
-    services = {
+    services: dict[str, tuple[Any, Any]] = {
         "ChatService": (chat_pb2, chat_pb2_grpc.add_ChatServiceServicer_to_server),
         "ConversationService": (conversation_pb2, conversation_pb2_grpc.add_ConversationServiceServicer_to_server),
     }

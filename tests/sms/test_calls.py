@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import grpc
 import pytest
@@ -54,7 +55,7 @@ async def test_a_call_is_recorded_once_a_request_id(ana: User, sms: SmsProcess) 
         ({"summary": "x" * 4001}, "summary"),
     ],
 )
-async def test_calls_that_cannot_be_are_refused(ana: User, fields: dict[str, object], named: str) -> None:
+async def test_calls_that_cannot_be_are_refused(ana: User, fields: dict[str, Any], named: str) -> None:
     assert (await refusal(ana.record_call(**fields))).fields == [named]
 
 

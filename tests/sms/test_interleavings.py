@@ -83,6 +83,9 @@ class Carrier:
     async def find(self, phone_number: str, text: str, *, since: dt.datetime) -> Sequence[Taken]:  # noqa: ARG002
         return ()
 
+    async def forget(self, provider_message_id: str) -> None:
+        """Nobody is purged here."""
+
     async def close(self) -> None:
         """Nothing is open."""
 

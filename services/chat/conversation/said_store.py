@@ -6,7 +6,7 @@ Invariant: a turn stands where the user spoke, and is there once, in its latest 
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -65,4 +65,10 @@ class SaidStore:
             statement = statement.where(sa.tuple_(_said.c.create_time, _said.c.id) < key)
         async with self._database.transaction(user_id=user_id) as connection:
             rows = await connection.execute(statement)
-            return [SaidTurn(*row[:9], usage=None if row[9] is None else Usage(*row[9:])) for row in rows]
+            return [_turn(row) for row in rows]
+
+
+def _turn(row: sa.Row[Any]) -> SaidTurn:
+    *plain, input_tokens, cached_tokens, output_tokens, reasoning_tokens = row
+    usage = None if input_tokens is None else Usage(input_tokens, cached_tokens, output_tokens, reasoning_tokens)
+    return SaidTurn(*plain, usage)

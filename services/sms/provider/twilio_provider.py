@@ -59,7 +59,9 @@ class TwilioProvider:
 
     def __init__(self, account: TwilioAccount, *, status_url: str, timeout_seconds: float) -> None:
         self._http = _HttpClient(account.base_url, timeout_seconds=timeout_seconds)
-        self._client = Client(account.account_sid, account.auth_token, http_client=self._http)
+        self._client = Client(  # type: ignore[no-untyped-call]
+            account.account_sid, account.auth_token, http_client=self._http
+        )
         self._account = account
         self._status_url = status_url
 
@@ -150,7 +152,7 @@ class _HttpClient(AsyncHttpClient):
         self._deadline = aiohttp.ClientTimeout(total=timeout_seconds)
         self._session: aiohttp.ClientSession | None = None
 
-    async def request(  # noqa: PLR0913, PLR0917 - the SDK's signature
+    async def request(  # type: ignore[override]  # noqa: PLR0913, PLR0917 - as the SDK's own asynchronous client
         self,
         method: str,
         uri: str,
