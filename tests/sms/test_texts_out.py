@@ -162,13 +162,14 @@ async def test_two_of_the_same_text_are_two_and_each_is_found(start_sms: Start, 
 async def test_reports_come_to_the_same_in_any_order_and_however_often(sms: SmsProcess, twilio: TwilioStandIn) -> None:
     ana, chance = sms.user(), random.Random(6)  # noqa: S311
     told = ("queued", "sent", "sending", "delivered")
-    for number, order in enumerate(itertools.permutations(told)):
-        sent = await ana.send(f"+1415555{number:04d}", "Hello")
-        await sms.settled()
-        sid = twilio.taken[-1].sid
+    orders = list(itertools.permutations(told))
+    sent = [await ana.send(f"+1415555{number:04d}", "Hello") for number in range(len(orders))]
+    await sms.settled()
+    sids = {taken.to: taken.sid for taken in twilio.taken}
+    for message, order in zip(sent, orders, strict=True):
         for status in (*order, chance.choice(told)):
-            await sms.report(sent.id, sid, status)
-        assert (await ana.message(sent.id)).status == "delivered", order
+            await sms.report(message.id, sids[message.phone_number], status)
+        assert (await ana.message(message.id)).status == "delivered", order
     lost = await ana.send("+14155559999", "Hello")
     await sms.settled()
     for status in ("undelivered", "sent", "queued"):
