@@ -10,12 +10,11 @@ from typing import Any, Final
 import grpc
 
 from parley.auth.v1 import user_pb2, user_pb2_grpc
-from parley.type.v1 import error_reason_pb2 as reasons
 from services.auth.callers import own_session, require_self
 from services.auth.preference_store import PreferenceStore
 from services.auth.records import Preferences
 from services.runtime.calls import current_user_id
-from services.runtime.errors import FieldViolation, NotFound, invalid_request
+from services.runtime.errors import FieldViolation, invalid_request
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _OUTPUT_ONLY: Final = frozenset({"user_id", "create_time", "update_time"})
@@ -46,11 +45,6 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
     ) -> user_pb2.DeletePreferencesResponse:
         await self._store.delete(_own(request.user_id))
         return user_pb2.DeletePreferencesResponse()
-
-    async def FindUserByPhone(
-        self, request: user_pb2.FindUserByPhoneRequest, context: Context
-    ) -> user_pb2.FindUserByPhoneResponse:
-        raise NotFound("LOCAL: nobody has verified a number.", reasons.ERROR_REASON_USER_NOT_FOUND)
 
 
 def _own(named: str) -> str:

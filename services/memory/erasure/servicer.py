@@ -28,11 +28,6 @@ class ErasureRpcs(memory_pb2_grpc.MemoryServiceServicer):
         await self._memory.settle_all(gone.evictions)
         return memory_pb2.DeleteMemoriesResponse(deleted_facts=gone.facts, deleted_messages=gone.messages)
 
-    async def PurgeUser(self, request: memory_pb2.PurgeUserRequest, context: Context) -> memory_pb2.PurgeUserResponse:
-        gone = await self._erasure.erase(request.user_id.lower(), Wanted(None, None, None))
-        await self._memory.settle_all(gone.evictions)
-        return memory_pb2.PurgeUserResponse()
-
 
 def _wanted(request: memory_pb2.DeleteMemoriesRequest) -> Wanted:
     before = request.before_time.ToDatetime(tzinfo=UTC) if request.HasField("before_time") else None
