@@ -148,7 +148,7 @@ async def open_chat(settings: ChatSettings, parts: AsyncExitStack, *, database: 
     reading = RequestReading(settings, preferences=preferences, addresses=tools.addresses, seal=tools.seal)
     return Chat(
         mounts=_mounts(
-            ChatServicer(replies.turns, reading, budget, SessionStore(database)),
+            ChatServicer(replies.turns, reading, budget),
             ConversationServicer(
                 ConversationStore(database, jobs), SearchStore(database), SaidStore(database), replies.generations
             ),

@@ -11,8 +11,6 @@ from typing import Any, Final
 import grpc
 
 from parley.chat.v1 import chat_pb2, chat_pb2_grpc
-from parley.type.v1 import error_reason_pb2 as reasons
-from services.chat.conversation.session_store import SessionStore
 from services.chat.failures import error_of
 from services.chat.generation.turns import Answer, TurnRequest, Turns
 from services.chat.records import Message, Turn
@@ -23,8 +21,7 @@ from services.chat.responses import to_completion, to_generation
 from services.chat.usage.answers import to_usage_response
 from services.chat.usage.budget import Budget
 from services.chat.utterance import to_utterance
-from services.runtime.calls import current_caller, current_metadata, current_user_id
-from services.runtime.errors import PermissionDenied
+from services.runtime.calls import current_metadata, current_user_id
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _DEFAULT_DAYS: Final = 30
@@ -35,8 +32,7 @@ _FINISHED: Final = (("x-parley-finished", "1"),)
 class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
     """Answers the user. Events leave as bytes: they are serialized once, however many read them."""
 
-    def __init__(self, turns: Turns, reading: RequestReading, budget: Budget, sessions: SessionStore) -> None:
-        self._sessions = sessions
+    def __init__(self, turns: Turns, reading: RequestReading, budget: Budget) -> None:
         self._turns = turns
         self._reading = reading
         self._budget = budget
@@ -100,12 +96,6 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
         arrival = asyncio.get_running_loop().time()
         read = await self._reading.replacement(request, user_id=current_user_id(), metadata=current_metadata())
         return await self._turns.begin(TurnRequest(read.draft, read.options, arrival))
-
-    async def PurgeUser(self, request: chat_pb2.PurgeUserRequest, context: Context) -> chat_pb2.PurgeUserResponse:
-        if current_caller().user_id is not None:
-            raise PermissionDenied("Only auth may call this, for itself.", reasons.ERROR_REASON_ACCESS_DENIED)
-        await self._sessions.purge_user(request.user_id.lower())
-        return chat_pb2.PurgeUserResponse()
 
     async def GetUsage(self, request: chat_pb2.GetUsageRequest, context: Context) -> chat_pb2.GetUsageResponse:
         days = min(request.days or _DEFAULT_DAYS, _MOST_DAYS)

@@ -86,11 +86,6 @@ class PreferencesStandIn(user_pb2_grpc.UserServiceServicer):
     async def UpdatePreferences(self, request: user_pb2.UpdatePreferencesRequest, context: Context) -> user_pb2.Preferences:
         raise AssertionError("chat only reads preferences")
 
-    async def FindUserByPhone(
-        self, request: user_pb2.FindUserByPhoneRequest, context: Context
-    ) -> user_pb2.FindUserByPhoneResponse:
-        raise AssertionError("chat only reads preferences")
-
     async def DeletePreferences(
         self, request: user_pb2.DeletePreferencesRequest, context: Context
     ) -> user_pb2.DeletePreferencesResponse:
@@ -137,7 +132,7 @@ class _NeverCalled(memory_pb2_grpc.MemoryServiceServicer):
         yield
 
     GetSummary = DeleteMemories = ListMemories = GetMemory = UpdateMemory = _refused
-    ListMemoryHistory = ImportMemories = PurgeUser = _refused
+    ListMemoryHistory = ImportMemories = _refused
     ExportMemories = _refused_stream
 
 

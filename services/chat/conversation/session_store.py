@@ -32,8 +32,3 @@ class SessionStore:
             statement = statement.where(sa.tuple_(table.latest_time, table.id) < key)
         async with self._database.service_transaction() as connection:
             return [Session(**row) for row in (await connection.execute(statement)).mappings()]
-
-    async def purge_user(self, user_id: str) -> None:
-        """LOCAL: everything of the user."""
-        async with self._database.service_transaction() as connection:
-            await connection.execute(conversations.delete().where(conversations.c.user_id == user_id))
