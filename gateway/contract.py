@@ -17,7 +17,9 @@ from google.rpc import error_details_pb2, status_pb2
 
 from parley.options.v1 import options_pb2
 
-EXPOSED = frozenset({options_pb2.ACCESS_PUBLIC, options_pb2.ACCESS_USER, options_pb2.ACCESS_ADMIN})
+# What needs no identity here: anybody may call, or somebody whose own signature the service verifies.
+OPEN = frozenset({options_pb2.ACCESS_PUBLIC, options_pb2.ACCESS_PROVIDER})
+EXPOSED = OPEN | {options_pb2.ACCESS_USER, options_pb2.ACCESS_ADMIN}
 # Whose calls are counted. Whoever else may call from outside proves who they are by a signature, and is waited for.
 LIMITED = frozenset({options_pb2.ACCESS_PUBLIC, options_pb2.ACCESS_USER, options_pb2.ACCESS_ADMIN})
 # Counted by address; the other classes by user.
@@ -93,7 +95,7 @@ class Rpc:
     @property
     def is_public(self) -> bool:
         """Whether it needs no identity."""
-        return self.access == options_pb2.ACCESS_PUBLIC
+        return self.access in OPEN
 
     @property
     def limit_class(self) -> str | None:

@@ -40,6 +40,12 @@ _LAST_EVENT_ID: Document = {
     "description": "The same thing as `after_sequence`; what an EventSource sends by itself when it comes back.",
     "schema": {"type": "integer", "format": "int32", "minimum": 0},
 }
+# What passes as it is, in either direction: only webhooks' forms and their answers do.
+_RAW = "google.api.HttpBody"
+_FORM: Document = {
+    "application/x-www-form-urlencoded": {"schema": {"type": "object", "additionalProperties": {"type": "string"}}}
+}
+_XML: Document = {"text/xml": {"schema": {"type": "string"}}}
 _ERROR: Document = {
     "type": "object",
     "description": "google.rpc.Status: what every error looks like.",
@@ -135,10 +141,7 @@ class _Writer:
         if parameters:
             operation["parameters"] = parameters
         if binding.body:
-            operation["requestBody"] = {
-                "required": True,
-                "content": {"application/json": {"schema": self._body(rpc, binding)}},
-            }
+            operation["requestBody"] = {"required": True, "content": self._body_content(rpc, binding)}
         answers = {"200": self._answer(rpc), **(_FINISHED if _follows(rpc, parameters) else {})}
         operation["responses"] = {**answers, **self._refusals(rpc, comment), "default": _any_error()}
         return operation
@@ -151,6 +154,12 @@ class _Writer:
 
     def _output(self, rpc: Rpc) -> str:
         return self._methods[rpc.grpc_path].output_type.removeprefix(".")
+
+    def _body_content(self, rpc: Rpc, binding: Binding) -> Document:
+        field = next((one for one in self._schemas.message(self._request(rpc)).field if one.name == binding.body), None)
+        if field is not None and field.type_name == f".{_RAW}":
+            return _FORM
+        return {"application/json": {"schema": self._body(rpc, binding)}}
 
     def _body(self, rpc: Rpc, binding: Binding) -> Document:
         name = self._request(rpc)
@@ -193,6 +202,8 @@ class _Writer:
         }
 
     def _answer(self, rpc: Rpc) -> Document:
+        if self._output(rpc) == _RAW:
+            return {"description": "Done; TwiML that asks for nothing.", "content": _XML}
         schema = self._schemas.reference(self._output(rpc), is_answer=True)
         if not rpc.is_stream:
             return {"description": "Done.", "content": {"application/json": {"schema": schema}}}

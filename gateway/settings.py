@@ -80,6 +80,7 @@ class EdgeSettings(BaseSettings):
     auth_endpoints: Endpoints = (Address("127.0.0.1", 50051),)
     chat_endpoints: Endpoints = (Address("127.0.0.1", 50061),)
     memory_endpoints: Endpoints = (Address("127.0.0.1", 50071),)
+    sms_endpoints: Endpoints = (Address("127.0.0.1", 50081),)
     # Where the processes of chat serve MCP.
     mcp_endpoints: Endpoints = (Address("127.0.0.1", 9261),)
     # Where the limiters count.
@@ -140,7 +141,13 @@ class EdgeSettings(BaseSettings):
         return Address.parse(value) if isinstance(value, str) else value
 
     @field_validator(
-        "auth_endpoints", "chat_endpoints", "memory_endpoints", "mcp_endpoints", "limiter_endpoints", mode="before"
+        "auth_endpoints",
+        "chat_endpoints",
+        "memory_endpoints",
+        "sms_endpoints",
+        "mcp_endpoints",
+        "limiter_endpoints",
+        mode="before",
     )
     @classmethod
     def _read_endpoints(cls, value: object) -> object:
@@ -221,4 +228,9 @@ class EdgeSettings(BaseSettings):
 
     def endpoints(self) -> dict[str, tuple[Address, ...]]:
         """Name of each service, as in its proto package, with where it listens."""
-        return {"auth": self.auth_endpoints, "chat": self.chat_endpoints, "memory": self.memory_endpoints}
+        return {
+            "auth": self.auth_endpoints,
+            "chat": self.chat_endpoints,
+            "memory": self.memory_endpoints,
+            "sms": self.sms_endpoints,
+        }

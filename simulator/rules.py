@@ -9,7 +9,7 @@ import re
 
 import orjson
 
-from simulator import memory_calls, provider_tools, recollection, structured, summaries, task_calls
+from simulator import consent_calls, memory_calls, provider_tools, recollection, structured, summaries, task_calls
 from simulator.answers import Answer, Citation, FunctionCall, Reasoning, Text, WebSearch
 from simulator.prompt import Output, Prompt
 from simulator.tokens import tokenize
@@ -31,7 +31,12 @@ _REASONING_TOKENS = {"none": 0, "minimal": 0, "low": 8, "medium": 16, "high": 32
 def answer_for(prompt: Prompt) -> Answer:
     """The answer to a prompt."""
     if prompt.tool_choice != "none":
-        called = memory_calls.next_call(prompt) or task_calls.next_call(prompt) or provider_tools.run(prompt)
+        called = (
+            consent_calls.next_call(prompt)
+            or memory_calls.next_call(prompt)
+            or task_calls.next_call(prompt)
+            or provider_tools.run(prompt)
+        )
         if called and _waits_for_caller(called):
             return called
         return (*called, *_closing(prompt, called))
@@ -62,7 +67,7 @@ def reply_text(prompt: Prompt) -> str:
     """The plain reply to the user's last message."""
     outputs = [item for item in prompt.since_last_user if isinstance(item, Output)]
     if outputs:
-        return memory_calls.tell_results(prompt) or task_calls.tell_results(prompt)
+        return consent_calls.tell_results(prompt) or memory_calls.tell_results(prompt) or task_calls.tell_results(prompt)
     if asks_title(prompt):
         return title_of(prompt.last_user.text)
     if summaries.asks_summary(prompt):

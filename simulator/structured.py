@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from simulator import extraction
+from simulator import decisions, extraction
 from simulator.errors import invalid
 from simulator.prompt import Prompt
 from simulator.requests import JsonObject
@@ -46,6 +46,8 @@ def json_for(schema: JsonObject, prompt: Prompt, reply: str) -> str:
     """A JSON text satisfying `schema`. Raises ApiError (400) for a schema that is too deep or too wide."""
     if extraction.asks_operations(schema):
         return extraction.operations_for(prompt)
+    if decisions.asks_decision(schema):
+        return decisions.decision_for(prompt)
     filler = _Filler(schema, decide(prompt.last_user.text), reply)
     return orjson.dumps(filler.value(schema, name="", depth=0)).decode()
 

@@ -16,6 +16,7 @@ def banner(plan: Plan, *, notes: Sequence[str], seconds: float) -> str:
         f"  The edge       {plan.edge_url} (REST, SSE, gRPC, gRPC-Web); documentation at {plan.edge_url}/docs",
         *(_service_line(settings.service(name)) for name in SERVICES),
         f"  The model      {_model(plan)}",
+        f"  Texts          {_texts(plan)}",
         *(f"  {note}" for note in notes),
         f"  Data and logs  {plan.folder.path}",
         "",
@@ -39,6 +40,12 @@ def _model(plan: Plan) -> str:
             " answers by rules"
         )
     return settings.openai_base_url or "api.openai.com, with your OPENAI_API_KEY"
+
+
+def _texts(plan: Plan) -> str:
+    if plan.environment.get("SMS_PROVIDER", "console") == "console":
+        return f"written to {plan.environment.get('SMS_CONSOLE_FILE', plan.folder.texts)}: no SMS_PROVIDER is set"
+    return "sent by Twilio, with your TWILIO_ACCOUNT_SID"
 
 
 def _first_words(url: str) -> list[str]:

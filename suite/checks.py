@@ -18,6 +18,7 @@ CLASSES = {
     "auth": ("services.auth.settings", "AuthSettings"),
     "chat": ("services.chat.settings", "ChatSettings"),
     "memory": ("services.memory.settings", "MemorySettings"),
+    "sms": ("services.sms.settings", "SmsSettings"),
     "edge": ("gateway.settings", "EdgeSettings"),
     "limiter": ("gateway.limiter.settings", "LimiterSettings"),
     "simulator": ("simulator.settings", "Settings"),

@@ -29,6 +29,8 @@ class DataFolder:
         beside = path / "edge"
         self.edge = beside if fits(beside) else socket_folder(path, "edge")
         self.logs = path / "logs"
+        # What the console provider of sms writes instead of sending it.
+        self.texts = path / "texts.jsonl"
 
     @contextmanager
     def lock(self) -> Iterator[None]:

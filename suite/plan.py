@@ -24,7 +24,7 @@ from suite.processes import Program, Rung
 from suite.settings import LOCAL, SERVICES, ServicePlaces, SuiteSettings
 from suite.variables import machine_environment, passed_on
 
-WORKLOADS = ("chat", "memory")
+WORKLOADS = ("chat", "memory", "sms")
 NO_KEY = "none"  # the SDK insists on a key; a server without accounts ignores it
 DRAIN_SECONDS, DRAIN_WAIT_SECONDS = 10.0, 0.5  # the services' own defaults
 AFTER_DRAIN_SECONDS = 5.0
@@ -199,8 +199,15 @@ class Plan:
             return environment
         environment["AUTH_TARGET"] = self.settings.service("auth").target
         environment["WORKLOAD_CREDENTIAL_FILE"] = str(credentials.workload_file(places.name))
+        if places.name == "sms":
+            environment["CHAT_TARGET"] = self.settings.service("chat").target
+            environment.setdefault("PUBLIC_URL", self.edge_url)
+            # Texts and numbers are for the person at this machine, and for no log.
+            environment.setdefault("SMS_CONSOLE_FILE", str(self.folder.texts))
+            return {**environment, **self._provider()}
         environment["REDIS_URL"] = redis_url
         if places.name == "chat":
+            environment["SMS_TARGET"] = self.settings.service("sms").target
             environment["MEMORY_TARGET"] = self.settings.service("memory").target
             environment["MCP_LISTEN_ADDRESS"] = f"{LOCAL}:{self.settings.parley_chat_mcp_port + index}"
             environment.setdefault("SEALING_KEY", credentials.sealing_key("chat"))

@@ -23,7 +23,7 @@ from suite.variables import KNOWN
 
 ENV_FILE = Path(".env")
 LOCAL = "127.0.0.1"
-SERVICES = ("auth", "memory", "chat")  # in the order in which they depend on each other
+SERVICES = ("auth", "memory", "chat", "sms")  # in the order in which they depend on each other
 GREATEST_PORT = 65_535
 
 
@@ -112,6 +112,9 @@ class SuiteSettings(BaseSettings):
     parley_memory_processes: Processes = 1
     parley_limiter_port: Port = 50091
     parley_limiter_metrics_port: Port = 9191
+    parley_sms_port: Port = 50081
+    parley_sms_metrics_port: Port = 9181
+    parley_sms_processes: Processes = 1
     parley_simulator_port: Port = 8099
     database_url: PostgresUrl | None = None
     auth_database_url: PostgresUrl | None = None
@@ -120,6 +123,8 @@ class SuiteSettings(BaseSettings):
     chat_migration_database_url: PostgresUrl | None = None
     memory_database_url: PostgresUrl | None = None
     memory_migration_database_url: PostgresUrl | None = None
+    sms_database_url: PostgresUrl | None = None
+    sms_migration_database_url: PostgresUrl | None = None
     redis_url: RedisUrl | None = None
     openai_api_key: SecretStr | None = None
     openai_base_url: str | None = Field(default=None, pattern=r"^https?://\S+$")

@@ -1,7 +1,7 @@
 """The order in which everything starts: as much at once as the arrows between the parts and two cores allow.
 
 Postgres and Redis; each database prepared, and migrated where it is not at its newest revision; auth, and beside it, on
-the core that it leaves idle, the simulator and the edge's configuration; memory and chat; the edge, for clients, last.
+the core that it leaves idle, the simulator and the edge's configuration; memory, chat and sms; the edge, for clients, last.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _SILENT_REDIS = (
     "the Redis of REDIS_URL does not answer ({fault}). The suite starts all the same: until it does, streams cannot be"
     " resumed while they run and memory reads from Postgres only"
 )
-LEVELS = {"auth": AUTH, "memory": MEMORY, "chat": CHAT}
+LEVELS = {"auth": AUTH, "memory": MEMORY, "chat": CHAT, "sms": CHAT}
 
 
 class StartUp:
@@ -63,6 +63,7 @@ class StartUp:
         async with asyncio.TaskGroup() as services:
             services.create_task(self._start_service("memory"))
             services.create_task(self._start_service("chat"))
+            services.create_task(self._start_service("sms"))
         await self._supervisor.bring_up(self._plan.edge_part(), level=EDGE)
 
     async def _start_redis(self) -> None:

@@ -128,6 +128,37 @@ MEMORY = frozenset(
         "WORKING_SET_TTL_SECONDS",
     }
 )
+SMS = frozenset(
+    {
+        "ANSWER_TIMEOUT_SECONDS",
+        "CALLS_LIMIT",
+        "DECISIONS_PER_DAY",
+        "DECISION_MODEL",
+        "DECISION_OUTPUT_TOKENS",
+        "DECISION_REPLY_CHARACTERS",
+        "PUBLIC_URL",
+        "RECONCILE_SECONDS",
+        "REPLY_WITHIN_SECONDS",
+        "SEND_TIMEOUT_SECONDS",
+        "SEND_TRIES",
+        "SMS_CONSOLE_FILE",
+        "SMS_JOB_CONCURRENCY",
+        "SMS_MAX_SEGMENTS",
+        "SMS_NUMBER",
+        "SMS_NUMBER_CODES_PER_HOUR",
+        "SMS_NUMBER_TEXTS_PER_HOUR",
+        "SMS_PROVIDER",
+        "SMS_SENDER_NAME",
+        "SMS_USER_TEXTS_PER_DAY",
+        "TWILIO_ACCOUNT_SID",
+        "TWILIO_AUTH_TOKEN",
+        "TWILIO_BASE_URL",
+        "TWILIO_MESSAGING_SERVICE_SID",
+        "UNKNOWN_AFTER_SECONDS",
+        "UNMATCHED_DAYS",
+        "WEBHOOK_SIGNATURES",
+    }
+)
 REDIS = frozenset({"REDIS_CONNECTIONS", "REDIS_RETRY_SECONDS", "REDIS_TIMEOUT_SECONDS"})
 PEER = frozenset({"ENDED_SESSIONS_GRACE_SECONDS", "PEER_TIMEOUT_SECONDS"})
 OPENAI = frozenset(
@@ -194,6 +225,7 @@ KNOWN: Mapping[str, frozenset[str]] = {
     "auth": SERVER | AUTH,
     "chat": SERVER | PEER | REDIS | OPENAI | CHAT,
     "memory": SERVER | PEER | REDIS | OPENAI | MEMORY,
+    "sms": SERVER | PEER | OPENAI | SMS,
     "edge": EDGE,
     "limiter": LIMITER | REDIS,
     "simulator": SIMULATOR,
@@ -225,6 +257,7 @@ MANAGED = frozenset(
         "SMS_TARGET",
         "SIMULATOR_HOST",
         "SIMULATOR_PORT",
+        "SMS_ENDPOINTS",
         "WORKLOAD_CREDENTIAL_FILE",
         "WORKLOAD_DIGESTS_FILE",
     }

@@ -71,6 +71,11 @@ async def memory_database(make_database: Callable[[str], Awaitable[ServiceDataba
 
 
 @pytest.fixture(scope="session")
+async def sms_database(make_database: Callable[[str], Awaitable[ServiceDatabase]]) -> ServiceDatabase:
+    return await make_database("sms")
+
+
+@pytest.fixture(scope="session")
 def issuer() -> Issuer:
     """Signs tokens as auth would; servers under test trust it through `issuer.verifier(audience)`."""
     return Issuer()

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PORTS = (
     *("EDGE", "EDGE_ADMIN", "SIMULATOR", "LIMITER", "LIMITER_METRICS"),
     *("AUTH", "CHAT", "MEMORY", "AUTH_METRICS", "CHAT_METRICS", "MEMORY_METRICS", "CHAT_MCP"),
+    *("SMS", "SMS_METRICS"),
 )
 
 

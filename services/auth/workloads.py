@@ -15,12 +15,16 @@ from parley.type.v1 import error_reason_pb2 as reasons
 from services.runtime.errors import PermissionDenied, Unauthenticated
 
 AUDIENCES: Mapping[str, frozenset[str]] = {
-    "chat": frozenset({"auth", "memory"}),
+    "chat": frozenset({"auth", "memory", "sms"}),
     "memory": frozenset({"auth"}),
+    "sms": frozenset({"auth", "chat"}),
 }
 """Which services each workload may call as itself."""
 
-ON_BEHALF_AUDIENCES: Mapping[str, frozenset[str]] = {"chat": frozenset({"auth", "memory"})}
+ON_BEHALF_AUDIENCES: Mapping[str, frozenset[str]] = {
+    "chat": frozenset({"auth", "memory", "sms"}),
+    "sms": frozenset({"auth", "chat"}),
+}
 """Which services each workload may call on behalf of a user who is not there. At auth that opens only what asks for no
 session: reading the preferences."""
 

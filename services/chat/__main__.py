@@ -21,6 +21,7 @@ from parley.chat.v1 import (
 )
 from services.chat.admin_servicer import AdminServicer
 from services.chat.context import ContextAssembly, ContextLimits
+from services.chat.conversation.said_store import SaidStore
 from services.chat.conversation.search_store import SearchStore
 from services.chat.conversation.session_store import SessionStore
 from services.chat.conversation.store import ConversationStore
@@ -51,6 +52,8 @@ from services.chat.request.option_secrets import stored_options
 from services.chat.request.reading import RequestReading
 from services.chat.servicer import ChatServicer
 from services.chat.settings import ChatSettings
+from services.chat.sms.client import SmsClient
+from services.chat.sms.tools import SmsTools
 from services.chat.tasks.feed import TaskFeed
 from services.chat.tasks.parts import TaskParts, open_tasks
 from services.chat.tasks.servicer import TaskServicer
@@ -131,6 +134,8 @@ async def open_chat(settings: ChatSettings, parts: AsyncExitStack, *, database: 
     tools = await _open_tools(settings, parts, database)
     # What every turn has comes first, for the provider's cache; and no stranger's server takes a name of ours.
     own: list[ToolSource] = [MemoryTools(memory)] if settings.memory_tools_enabled else []
+    if settings.sms_target:
+        own.append(_open_sms(settings, parts, tokens))
     sources = [*own, tools.tasks.tools, tools.mcp.tools]
     answering = _answering(settings, database, model, budget, sources)
     context = _context(settings, database, memory)
@@ -147,7 +152,9 @@ async def open_chat(settings: ChatSettings, parts: AsyncExitStack, *, database: 
     return Chat(
         mounts=_mounts(
             ChatServicer(replies.turns, reading, budget, purge),
-            ConversationServicer(ConversationStore(database, jobs), SearchStore(database), replies.generations),
+            ConversationServicer(
+                ConversationStore(database, jobs), SearchStore(database), SaidStore(database), replies.generations
+            ),
             AdminServicer(SessionStore(database)),
             tools.tasks.servicer,
             McpServerServicer(tools.servers, tools.addresses),
@@ -254,6 +261,13 @@ def _open_preferences(settings: ChatSettings, parts: AsyncExitStack, tokens: Ser
     preferences = PreferenceClient(channel)
     parts.push_async_callback(preferences.close)
     return preferences
+
+
+def _open_sms(settings: ChatSettings, parts: AsyncExitStack, tokens: ServiceTokens) -> SmsTools:
+    timeout_seconds = settings.peer_timeout_seconds
+    channel = open_channel(settings.sms_target, audience="sms", tokens=tokens, timeout_seconds=timeout_seconds)
+    parts.push_async_callback(channel.close)
+    return SmsTools(SmsClient(channel, timeout_seconds=timeout_seconds))
 
 
 def _answering(

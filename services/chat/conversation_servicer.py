@@ -3,6 +3,7 @@
 Owns the conversion at the door and nothing else: each method checks, calls, converts.
 """
 
+import datetime as dt
 import hashlib
 from typing import Any, Final
 
@@ -10,12 +11,14 @@ import grpc
 
 from parley.chat.v1 import conversation_pb2, conversation_pb2_grpc
 from services.chat.conversation.page_keys import conversation_key, found_key, key_of_conversation, message_key
+from services.chat.conversation.said_store import SaidStore
 from services.chat.conversation.search_store import SearchStore
 from services.chat.conversation.store import ConversationStore
 from services.chat.generation.generations import Generations
 from services.chat.request.ownership import own_id
-from services.chat.request.reading import check, without_words, wrong_mask
+from services.chat.request.reading import check, without_words, wrong_mask, wrong_place
 from services.chat.responses import to_conversation, to_found, to_message
+from services.chat.said_turns import to_said_turn
 from services.runtime.calls import current_metadata, current_user_id
 from services.runtime.paging import cut_page, decode_page_token, page_size
 from services.runtime.request_ids import digest_of, request_id_of
@@ -28,9 +31,10 @@ _CONVERSATIONS: Final = "conversations"
 class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
     """The caller's conversations."""
 
-    def __init__(self, store: ConversationStore, search: SearchStore, generations: Generations) -> None:
+    def __init__(self, store: ConversationStore, search: SearchStore, said: SaidStore, generations: Generations) -> None:
         self._store = store
         self._search = search
+        self._said = said
         self._generations = generations
 
     async def CreateConversation(
@@ -120,3 +124,13 @@ class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
         return conversation_pb2.SearchConversationsResponse(
             results=[to_found(one) for one in page], next_page_token=next_token
         )
+
+    async def ReadTurns(
+        self, request: conversation_pb2.ReadTurnsRequest, context: Context
+    ) -> conversation_pb2.ReadTurnsResponse:
+        check(wrong_place(request))
+        before = None
+        if request.HasField("before_time"):
+            before = (request.before_time.ToDatetime(dt.UTC), request.before_id.lower())
+        found = await self._said.read_turns(user_id=current_user_id(), limit=request.limit, before=before)
+        return conversation_pb2.ReadTurnsResponse(turns=map(to_said_turn, found))

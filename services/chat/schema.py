@@ -45,7 +45,7 @@ conversations = sa.Table(
     # The message that was last written anew, and its revision: memory may still hold what it replaced.
     sa.Column("rewritten_sequence", sa.Integer, nullable=False, server_default="0"),
     sa.Column("rewritten_revision", sa.Integer, nullable=False, server_default="0"),
-    # `spoken`: made of utterances, which go on with the latest of them.
+    # `spoken` and `texted`: made of utterances and texts, which go on with the latest of them.
     sa.Column("kind", sa.Text, nullable=False, server_default="written"),
     sa.Column("request_id", sa.Text),
     sa.Column("request_digest", sa.LargeBinary),
@@ -61,7 +61,7 @@ conversations = sa.Table(
     ),
     sa.CheckConstraint("char_length(title) <= 200", name="conversations_title_check"),
     sa.CheckConstraint("message_count >= 0", name="conversations_message_count_check"),
-    sa.CheckConstraint("kind in ('written', 'spoken')", name="conversations_kind_check"),
+    sa.CheckConstraint("kind in ('written', 'spoken', 'texted')", name="conversations_kind_check"),
     sa.CheckConstraint("(request_id is null) = (request_digest is null)", name="conversations_request_check"),
     sa.UniqueConstraint("id", "user_id", name="conversations_id_user_key"),
     # For administrators, who see those of all users.
@@ -127,6 +127,14 @@ messages = sa.Table(
     sa.UniqueConstraint("conversation_id", "sequence", "version", name="messages_conversation_version_key"),
     # The user first: so it also finds the latest messages of a user.
     sa.UniqueConstraint("user_id", "id", name="messages_user_id_key"),
+    # The history of a user: what they said, by time.
+    sa.Index(
+        "messages_user_said_idx",
+        "user_id",
+        sa.text("create_time desc"),
+        sa.text("id desc"),
+        postgresql_where=sa.text("role = 'user' and supersede_time is null"),
+    ),
     sa.CheckConstraint("version >= 1", name="messages_version_check"),
     sa.CheckConstraint("sequence >= 1", name="messages_sequence_check"),
     sa.CheckConstraint("role in ('user', 'assistant')", name="messages_role_check"),

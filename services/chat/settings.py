@@ -16,6 +16,8 @@ class ChatSettings(ServerSettings, PeerSettings, RedisSettings, OpenAISettings, 
 
     memory_target: str = Field(min_length=1)
     """gRPC target of memory."""
+    sms_target: str = ""
+    """gRPC target of sms, so that a user can say "don't text me" in a conversation; the model has no such tool without."""
     memory_timeout_seconds: float = Field(default=1.0, gt=0, le=30)
     """How long a turn waits for its context; then it goes on without memory."""
     context_token_budget: int = Field(default=16_000, ge=100, le=1_000_000)

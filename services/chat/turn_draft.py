@@ -6,7 +6,7 @@ whether another turn has come since. Invariant: what another call could change m
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -18,6 +18,8 @@ from services.chat.versions import Replacement
 from services.runtime.database import interval
 
 _LOCK_SPOKEN: Final = sa.text("select pg_advisory_xact_lock(hashtext('parley spoken conversation'), hashtext(:user_id))")
+
+ConversationKind = Literal["written", "spoken", "texted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,9 @@ class TurnDraft:
     replaces: Replacement | None = None
     """What this turn takes the place of; `said` is then what the user says anew, or nothing for a regeneration."""
     spoken_within_seconds: int | None = None
-    """Said aloud: without a `conversation_id` it goes on with the last spoken one that was not silent for longer."""
+    """Said aloud, or texted: without a `conversation_id` it goes on with the last of its kind that was not silent longer."""
+    kind: ConversationKind = "written"
+    """Of the conversation that begins with it, or that it goes on with."""
 
 
 async def latest_attempt(connection: AsyncConnection, draft: TurnDraft) -> Turn | None:
@@ -73,7 +77,7 @@ async def is_latest(connection: AsyncConnection, turn: Turn) -> bool:
 
 
 async def placed(connection: AsyncConnection, draft: TurnDraft) -> TurnDraft:
-    """The draft with the spoken conversation that it goes on with, if there is one.
+    """The draft with the spoken or texted conversation that it goes on with, if there is one.
 
     Two utterances at once take turns from here to the end of their transactions, so that they do not both begin one.
     """
@@ -83,7 +87,7 @@ async def placed(connection: AsyncConnection, draft: TurnDraft) -> TurnDraft:
     table = conversations.c
     latest = (
         sa.select(table.id)
-        .where(table.user_id == draft.user_id, table.kind == "spoken")
+        .where(table.user_id == draft.user_id, table.kind == draft.kind)
         .where(table.latest_time >= sa.func.now() - interval(draft.spoken_within_seconds))
         .order_by(table.latest_time.desc())
         .limit(1)

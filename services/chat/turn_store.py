@@ -185,7 +185,7 @@ class TurnStore:
             "generation_id": new_id(),
             "user_id": draft.user_id,
             "title": title_of(next((text for role, text in draft.said if role == "user"), "")),
-            "kind": "written" if draft.spoken_within_seconds is None else "spoken",
+            "kind": draft.kind,
             "request_id": draft.request_id,
             "request_digest": draft.request_digest,
             "model": draft.model,

@@ -20,6 +20,8 @@ def check_access(access: options_pb2.Access.ValueType, caller: Caller, *, method
             allowed = caller.service is not None
         case options_pb2.ACCESS_WORKLOAD:
             allowed = True  # the handler verifies the credential in the request
+        case options_pb2.ACCESS_PROVIDER:
+            allowed = True  # the handler verifies the provider's signature
         case _:
             allowed = False
     if allowed:

@@ -131,3 +131,13 @@ def acting_for(user_id: str, *, request_id: str = "") -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+@contextmanager
+def as_itself() -> Iterator[None]:
+    """Outgoing calls inside are made by this service and for nobody, though a call for a user may be being served."""
+    token = _current.set(replace(_current.get(), caller=NOBODY, acting_for=None))
+    try:
+        yield
+    finally:
+        _current.reset(token)

@@ -46,6 +46,8 @@ log = structlog.get_logger(__name__)
 BUILT_IN = frozenset(
     {"grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"}
 )
+# What comes along of tokens is not looked at.
+_WITHOUT_IDENTITY = frozenset({options_pb2.ACCESS_PUBLIC, options_pb2.ACCESS_PROVIDER})
 _LAST_WORD_SECONDS = 30.0
 _LEAVE_SECONDS = 1.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -175,7 +177,7 @@ class _Wrap:
         """The request, when this caller may make it; the call with its caller becomes the current one."""
         call = progress.call
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
-        if self._access != options_pb2.ACCESS_PUBLIC:
+        if self._access not in _WITHOUT_IDENTITY:
             caller = await self._verifier.verify(call.metadata)
             progress.call = replace(call, caller=caller)
             enter(progress.call)

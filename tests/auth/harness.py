@@ -26,7 +26,7 @@ from services.runtime.peers import ServiceTokens
 from suite.databases import ServiceDatabase
 
 PASSWORD = "correct horse battery"
-CREDENTIALS = {"chat": "chat-credential", "memory": "memory-credential"}
+CREDENTIALS = {"chat": "chat-credential", "memory": "memory-credential", "sms": "sms-credential"}
 CHEAP_HASHES = {"argon2_time_cost": 1, "argon2_memory_kib": 8, "argon2_parallelism": 1}
 CALL_SECONDS = 20
 # A port that nobody listens on.

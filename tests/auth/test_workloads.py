@@ -26,7 +26,10 @@ async def exchange(
     return await auth.tokens.ExchangeForUser(request, metadata=await auth.as_service(workload))
 
 
-@pytest.mark.parametrize(("workload", "audience"), [("chat", "memory"), ("chat", "auth"), ("memory", "auth")])
+@pytest.mark.parametrize(
+    ("workload", "audience"),
+    [("chat", "memory"), ("chat", "auth"), ("chat", "sms"), ("memory", "auth"), ("sms", "auth"), ("sms", "chat")],
+)
 async def test_a_service_gets_a_five_minute_token_for_its_peers(auth: RunningAuth, workload: str, audience: str) -> None:
     answer = await issue(auth, workload, audience)
     assert answer.lifetime.seconds == 300
@@ -50,7 +53,15 @@ async def test_a_wrong_credential_gets_nothing(auth: RunningAuth, workload: str,
 
 @pytest.mark.parametrize(
     ("workload", "audience"),
-    [("memory", "chat"), ("memory", "memory"), ("chat", "chat"), ("chat", "parley"), ("chat", "nowhere")],
+    [
+        ("memory", "chat"),
+        ("memory", "sms"),
+        ("memory", "memory"),
+        ("sms", "memory"),
+        ("chat", "chat"),
+        ("chat", "parley"),
+        ("chat", "nowhere"),
+    ],
 )
 async def test_no_service_gets_a_token_beyond_its_arrows(auth: RunningAuth, workload: str, audience: str) -> None:
     refused = await refusal(issue(auth, workload, audience))
@@ -73,8 +84,17 @@ async def test_a_token_on_behalf_is_no_good_at_auth(auth: RunningAuth, person: P
     assert refused.reason == reasons.ERROR_REASON_TOKEN_INVALID
 
 
+@pytest.mark.parametrize("audience", ["auth", "chat"])
+async def test_sms_acts_for_a_user_towards_auth_and_chat(auth: RunningAuth, person: Person, audience: str) -> None:
+    answer = await exchange(auth, person.id, audience, "sms")
+    verifier = TokenVerifier(audience=audience, keys=auth.assembly.keys, ended=auth.assembly.ended)
+    caller = await verifier.verify({"authorization": f"Bearer {answer.token}"})
+    assert (caller.user_id, caller.service, caller.session_id) == (person.id, "sms", None)
+
+
 @pytest.mark.parametrize(
-    ("workload", "audience"), [("chat", "chat"), ("memory", "auth"), ("memory", "memory"), ("memory", "chat")]
+    ("workload", "audience"),
+    [("chat", "chat"), ("sms", "memory"), ("memory", "auth"), ("memory", "memory"), ("memory", "chat")],
 )
 async def test_nobody_else_acts_for_users(auth: RunningAuth, person: Person, workload: str, audience: str) -> None:
     refused = await refusal(exchange(auth, person.id, audience, workload))

@@ -80,19 +80,15 @@ class PreferencesStandIn(user_pb2_grpc.UserServiceServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
         return self.known.get(str(caller.user_id), user_pb2.Preferences())
 
-    async def CreatePreferences(self, request: user_pb2.CreatePreferencesRequest, context: Context) -> user_pb2.Preferences:
-        raise AssertionError("chat only reads preferences")
+    async def _refused(self, request: Any, context: Any) -> NoReturn:
+        raise AssertionError(f"chat calls auth with a {type(request).__name__}")
 
-    async def UpdatePreferences(self, request: user_pb2.UpdatePreferencesRequest, context: Context) -> user_pb2.Preferences:
-        raise AssertionError("chat only reads preferences")
-
-    async def DeletePreferences(
-        self, request: user_pb2.DeletePreferencesRequest, context: Context
-    ) -> user_pb2.DeletePreferencesResponse:
-        raise AssertionError("chat only reads preferences")
+    CreatePreferences = UpdatePreferences = DeletePreferences = FindUserByPhone = _refused
+    CreateUser = CreatePasswordToken = ListUsers = GetUser = UpdateUser = DeleteUser = GetDeletion = _refused
+    ListAuditEvents = _refused
 
 
-def _keys_handler(issuer: Issuer) -> grpc.GenericRpcHandler:
+def keys_handler(issuer: Issuer) -> grpc.GenericRpcHandler:
     """The one method of AuthService that services call."""
 
     async def get_jwks(_request: auth_pb2.GetJwksRequest, _context: Context) -> auth_pb2.GetJwksResponse:
@@ -114,7 +110,7 @@ async def running_auth(issuer: Issuer, preferences: PreferencesStandIn | None = 
     users.verifier = issuer.verifier("auth")
     user_pb2_grpc.add_UserServiceServicer_to_server(users, server)
     auth_pb2_grpc.add_TokenServiceServicer_to_server(TokensStandIn(issuer), server)
-    server.add_generic_rpc_handlers((_keys_handler(issuer),))
+    server.add_generic_rpc_handlers((keys_handler(issuer),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     yield f"ipv4:127.0.0.1:{port}"

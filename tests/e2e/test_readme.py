@@ -12,7 +12,7 @@ from tests.e2e.harness import Suite, environment
 from tests.suite_process import ROOT
 
 EDGE = "http://127.0.0.1:8080"
-PAPERS = ("README.md", "CONTRIBUTING.md", "AGENTS.md", "docs/decisions.md", "docs/memory.md")
+PAPERS = ("README.md", "CONTRIBUTING.md", "AGENTS.md", "docs/decisions.md", "docs/memory.md", "docs/sms.md")
 
 
 def first_words(readme: Path) -> str:

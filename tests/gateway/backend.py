@@ -19,6 +19,7 @@ from gateway.settings import Address
 from parley.auth.v1 import auth_pb2, auth_pb2_grpc, user_pb2_grpc
 from parley.chat.v1 import admin_pb2_grpc, chat_pb2_grpc, conversation_pb2_grpc, mcp_server_pb2_grpc, task_pb2_grpc
 from parley.memory.v1 import memory_pb2_grpc
+from parley.sms.v1 import call_pb2_grpc, history_pb2_grpc, sms_pb2_grpc
 
 # As the suite's services have them.
 OPTIONS = {
@@ -41,6 +42,11 @@ _SERVICERS: Mapping[str, Sequence[tuple[ModuleType, str]]] = {
         (admin_pb2_grpc, "AdminService"),
     ),
     "memory": ((memory_pb2_grpc, "MemoryService"),),
+    "sms": (
+        (sms_pb2_grpc, "SmsService"),
+        (call_pb2_grpc, "CallService"),
+        (history_pb2_grpc, "HistoryService"),
+    ),
 }
 _STREAMS = frozenset(
     {
@@ -198,8 +204,8 @@ def key_set(key: Ed25519PrivateKey, key_id: str) -> auth_pb2.GetJwksResponse:
 
 @asynccontextmanager
 async def running_services(script: Script) -> AsyncIterator[dict[str, Service]]:
-    """The three services, up."""
-    services = {name: Service(name, script) for name in ("auth", "chat", "memory")}
+    """The four services, up."""
+    services = {name: Service(name, script) for name in ("auth", "chat", "memory", "sms")}
     for service in services.values():
         await service.start()
     yield services

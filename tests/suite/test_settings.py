@@ -125,7 +125,7 @@ def test_the_simulator_answers_only_where_no_provider_is_named(folder: Path) -> 
     assert not read_settings({"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}).is_simulated
     simulated = plan({"PARLEY_SIMULATOR_PORT": "8123"}, folder / "a")
     named = plan({"OPENAI_BASE_URL": "http://model/v1"}, folder / "b")
-    for service in ("chat", "memory"):
+    for service in ("chat", "memory", "sms"):
         assert service_environment(simulated, service)["OPENAI_BASE_URL"] == "http://127.0.0.1:8123/v1"
         assert service_environment(named, service)["OPENAI_BASE_URL"] == "http://model/v1"
         assert service_environment(named, service)["OPENAI_API_KEY"]

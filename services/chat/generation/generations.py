@@ -26,7 +26,7 @@ from services.chat.options import ReplyOptions
 from services.chat.records import Failure, KnownConversation, Turn
 from services.chat.tools.answering import MAX_REPLY_CHARACTERS, ReplyEnd
 from services.chat.turn_end import Outcome
-from services.runtime.calls import acting_for, detached
+from services.runtime.calls import acting_for, current_caller, detached
 from services.runtime.errors import ResourceExhausted, ServiceError
 
 log = structlog.get_logger(__name__)
@@ -164,8 +164,9 @@ class Generations:
 
     async def _write(self, reply: Reply, start: Start | None) -> None:
         with RUNNING.track_inprogress(), contextlib.ExitStack() as identity:
-            if reply.turn.generation.epoch > 1:
-                # Taken over: no call of the user is there to act for them.
+            if reply.turn.generation.epoch > 1 or current_caller().session_id is None:
+                # Taken over, or asked for by a service on behalf of the user: no token of the user's own is there, and what
+                # a service has shown to this one is no good elsewhere.
                 identity.enter_context(acting_for(reply.turn.generation.user_id))
             try:
                 end, failure = await self._writing.write(reply, start)

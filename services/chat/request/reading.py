@@ -88,8 +88,10 @@ class RequestReading:
     async def utterance(
         self, request: chat_pb2.ProcessUtteranceRequest, *, user_id: str, metadata: Mapping[str, str]
     ) -> ReadRequest:
-        """The turn that an utterance asks for, in the last spoken conversation where it names none."""
-        chosen = await self._choose(chat_pb2.CompletionOptions(), user_id=user_id)
+        """The turn that an utterance or text asks for, in the last conversation of its kind where it names none."""
+        is_text = request.channel == "sms"
+        # By text there is no other way to the user's tasks.
+        chosen = await self._choose(chat_pb2.CompletionOptions(use_tasks=is_text), user_id=user_id, by_text=is_text)
         draft = chosen.draft(
             conversation_id=request.conversation_id.lower() or None,
             said=[("user", request.text)],
@@ -97,10 +99,11 @@ class RequestReading:
             request_id=request_id_of(request, metadata),
             request_digest=digest_of(request, ("request_id", "user_id")),
             spoken_within_seconds=chosen.preferences.conversation_timeout_seconds,
+            kind="texted" if is_text else "spoken",
         )
         return ReadRequest(draft, chosen.options, chosen.preferences)
 
-    async def _choose(self, asked: Asked, *, user_id: str, path: str = "") -> "_Chosen":
+    async def _choose(self, asked: Asked, *, user_id: str, path: str = "", by_text: bool = False) -> "_Chosen":
         schema, wrong = _schema(asked, path)
         servers = [_server(one) for one in asked.mcp_servers]
         check([*wrong, *_wrong_servers(servers, path), *await self._wrong_addresses(servers, path)])
@@ -108,7 +111,7 @@ class RequestReading:
         preferences, settings = known.preferences, self._settings
         effort = cast(ReasoningEffort, asked.reasoning_effort) if asked.reasoning_effort else None
         options = ReplyOptions(
-            instructions=told(asked.instructions or settings.assistant_instructions, preferences),
+            instructions=told(asked.instructions or settings.assistant_instructions, preferences, by_text=by_text),
             reasoning_effort=effort or preferences.reasoning_effort or settings.openai_reasoning_effort,
             max_output_tokens=self._output_bound(asked),
             temperature=asked.temperature if asked.HasField("temperature") else settings.openai_temperature,
@@ -183,6 +186,13 @@ def wrong_mask(request: conversation_pb2.UpdateConversationRequest) -> list[Fiel
     """What is wrong with the fields that an update names."""
     unknown = sorted(set(request.update_mask.paths) - {"title"})
     return [FieldViolation("update_mask", f"`{path}` cannot be changed: only `title` can") for path in unknown]
+
+
+def wrong_place(request: conversation_pb2.ReadTurnsRequest) -> list[FieldViolation]:
+    """What is wrong with the place that a history goes on from."""
+    if request.HasField("before_time") == bool(request.before_id):
+        return []
+    return [FieldViolation("before_id", "a place is a time and an id: name both, or neither")]
 
 
 def without_words(query: str) -> list[FieldViolation]:

@@ -783,6 +783,7 @@ class ProcessUtteranceRequest(_message.Message):
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Required. What was said: 1 to 10,000 characters."""
     conversation_id: _builtins.str
@@ -791,6 +792,10 @@ class ProcessUtteranceRequest(_message.Message):
     """As in CompletionRequest."""
     user_id: _builtins.str
     """The caller's own id or `me`. The user is always the one who calls."""
+    channel: _builtins.str
+    """The way that it came: `voice` by default, or `sms`, where the reply is as short as a text message wants it and the user's
+    tasks can be worked on.
+    """
     def __init__(
         self,
         *,
@@ -798,10 +803,11 @@ class ProcessUtteranceRequest(_message.Message):
         conversation_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
         user_id: _builtins.str = ...,
+        channel: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "request_id", b"request_id", "text", b"text", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "conversation_id", b"conversation_id", "request_id", b"request_id", "text", b"text", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

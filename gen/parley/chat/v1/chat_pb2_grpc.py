@@ -122,9 +122,9 @@ class ChatServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ProcessUtterance(self, request, context):
-        """Answers what a person said aloud: the reply comes with a form of it that can be spoken. Without a `conversation_id` it
-        goes on with the person's last spoken conversation, unless that was silent for longer than the preference
-        `conversation_timeout_seconds`: then a new one begins.
+        """Answers what a person said aloud, or texted: the reply comes with a form of it that can be spoken. Without a
+        `conversation_id` it goes on with the person's last spoken (texted) conversation, unless that was silent for longer than the
+        preference `conversation_timeout_seconds`: then a new one begins.
 
         Reasons: CONVERSATION_NOT_FOUND, CONVERSATION_BUSY, REQUEST_ID_REUSED, MODEL_REFUSED_REQUEST, MODEL_RATE_LIMITED,
         MODEL_UNAVAILABLE, MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT, GENERATION_INTERRUPTED, GENERATION_CANCELLED,

@@ -39,9 +39,9 @@ class ChatServiceStub:
     MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT, GENERATION_INTERRUPTED, TOKEN_BUDGET_SPENT.
     """
     ProcessUtterance: _aio.UnaryUnaryMultiCallable[_chat_pb2.ProcessUtteranceRequest, _chat_pb2.Utterance]
-    """Answers what a person said aloud: the reply comes with a form of it that can be spoken. Without a `conversation_id` it
-    goes on with the person's last spoken conversation, unless that was silent for longer than the preference
-    `conversation_timeout_seconds`: then a new one begins.
+    """Answers what a person said aloud, or texted: the reply comes with a form of it that can be spoken. Without a
+    `conversation_id` it goes on with the person's last spoken (texted) conversation, unless that was silent for longer than the
+    preference `conversation_timeout_seconds`: then a new one begins.
 
     Reasons: CONVERSATION_NOT_FOUND, CONVERSATION_BUSY, REQUEST_ID_REUSED, MODEL_REFUSED_REQUEST, MODEL_RATE_LIMITED,
     MODEL_UNAVAILABLE, MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT, GENERATION_INTERRUPTED, GENERATION_CANCELLED,
@@ -132,9 +132,9 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _chat_pb2.ProcessUtteranceRequest,
         context: _aio.ServicerContext[_chat_pb2.ProcessUtteranceRequest, _abc.Awaitable[_chat_pb2.Utterance]],
     ) -> _abc.Awaitable[_chat_pb2.Utterance]:
-        """Answers what a person said aloud: the reply comes with a form of it that can be spoken. Without a `conversation_id` it
-        goes on with the person's last spoken conversation, unless that was silent for longer than the preference
-        `conversation_timeout_seconds`: then a new one begins.
+        """Answers what a person said aloud, or texted: the reply comes with a form of it that can be spoken. Without a
+        `conversation_id` it goes on with the person's last spoken (texted) conversation, unless that was silent for longer than the
+        preference `conversation_timeout_seconds`: then a new one begins.
 
         Reasons: CONVERSATION_NOT_FOUND, CONVERSATION_BUSY, REQUEST_ID_REUSED, MODEL_REFUSED_REQUEST, MODEL_RATE_LIMITED,
         MODEL_UNAVAILABLE, MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT, GENERATION_INTERRUPTED, GENERATION_CANCELLED,

@@ -903,3 +903,121 @@ class FoundConversation(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FoundConversation: _TypeAlias = FoundConversation  # noqa: Y015
+
+@_typing.final
+class Turn(_message.Message):
+    """What the user said in a conversation, and what was answered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    CONVERSATION_KIND_FIELD_NUMBER: _builtins.int
+    INPUT_TEXT_FIELD_NUMBER: _builtins.int
+    REPLY_ID_FIELD_NUMBER: _builtins.int
+    REPLY_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """UUID of the user's message."""
+    conversation_id: _builtins.str
+    """UUID of the conversation."""
+    conversation_kind: _builtins.str
+    """`written`, `spoken` or `texted`."""
+    input_text: _builtins.str
+    """What the user said."""
+    reply_id: _builtins.str
+    """UUID of the reply; empty where there is none."""
+    reply: _builtins.str
+    """The reply, as far as it is written."""
+    status: _builtins.str
+    """Of the reply: `generating`, `complete` or `incomplete`."""
+    model: _builtins.str
+    """The model that wrote it."""
+    @_builtins.property
+    def usage(self) -> Global___Usage:
+        """What it cost; absent where that is not known."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the user said it."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        conversation_id: _builtins.str = ...,
+        conversation_kind: _builtins.str = ...,
+        input_text: _builtins.str = ...,
+        reply_id: _builtins.str = ...,
+        reply: _builtins.str = ...,
+        status: _builtins.str = ...,
+        model: _builtins.str = ...,
+        usage: Global___Usage | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "conversation_kind", b"conversation_kind", "create_time", b"create_time", "id", b"id", "input_text", b"input_text", "model", b"model", "reply", b"reply", "reply_id", b"reply_id", "status", b"status", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Turn: _TypeAlias = Turn  # noqa: Y015
+
+@_typing.final
+class ReadTurnsRequest(_message.Message):
+    """Request of ReadTurns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    BEFORE_TIME_FIELD_NUMBER: _builtins.int
+    BEFORE_ID_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """How many, at most 201."""
+    before_id: _builtins.str
+    """With `before_time`: a UUID."""
+    @_builtins.property
+    def before_time(self) -> _timestamp_pb2.Timestamp:
+        """Only turns before this time, or at it and with an id below `before_id`; absent for the latest."""
+
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+        before_time: _timestamp_pb2.Timestamp | None = ...,
+        before_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["before_time", b"before_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before_id", b"before_id", "before_time", b"before_time", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadTurnsRequest: _TypeAlias = ReadTurnsRequest  # noqa: Y015
+
+@_typing.final
+class ReadTurnsResponse(_message.Message):
+    """Answer of ReadTurns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TURNS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def turns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Turn]:
+        """The turns, the latest first; of the same time those with the greater id first."""
+
+    def __init__(
+        self,
+        *,
+        turns: _abc.Iterable[Global___Turn] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["turns", b"turns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadTurnsResponse: _TypeAlias = ReadTurnsResponse  # noqa: Y015

@@ -75,6 +75,11 @@ class ConversationServiceStub:
                 request_serializer=parley_dot_chat_dot_v1_dot_conversation__pb2.SearchConversationsRequest.SerializeToString,
                 response_deserializer=parley_dot_chat_dot_v1_dot_conversation__pb2.SearchConversationsResponse.FromString,
                 _registered_method=True)
+        self.ReadTurns = channel.unary_unary(
+                '/parley.chat.v1.ConversationService/ReadTurns',
+                request_serializer=parley_dot_chat_dot_v1_dot_conversation__pb2.ReadTurnsRequest.SerializeToString,
+                response_deserializer=parley_dot_chat_dot_v1_dot_conversation__pb2.ReadTurnsResponse.FromString,
+                _registered_method=True)
 
 
 class ConversationServiceServicer:
@@ -155,6 +160,14 @@ class ConversationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadTurns(self, request, context):
+        """Returns turns of all conversations of the user that the call is made for, the latest first, from before a place in time. For
+        sms, whose history they are part of: the place may be that of something else in it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ConversationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -197,6 +210,11 @@ def add_ConversationServiceServicer_to_server(servicer, server):
                     servicer.SearchConversations,
                     request_deserializer=parley_dot_chat_dot_v1_dot_conversation__pb2.SearchConversationsRequest.FromString,
                     response_serializer=parley_dot_chat_dot_v1_dot_conversation__pb2.SearchConversationsResponse.SerializeToString,
+            ),
+            'ReadTurns': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadTurns,
+                    request_deserializer=parley_dot_chat_dot_v1_dot_conversation__pb2.ReadTurnsRequest.FromString,
+                    response_serializer=parley_dot_chat_dot_v1_dot_conversation__pb2.ReadTurnsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -416,6 +434,33 @@ class ConversationService:
             '/parley.chat.v1.ConversationService/SearchConversations',
             parley_dot_chat_dot_v1_dot_conversation__pb2.SearchConversationsRequest.SerializeToString,
             parley_dot_chat_dot_v1_dot_conversation__pb2.SearchConversationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadTurns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.chat.v1.ConversationService/ReadTurns',
+            parley_dot_chat_dot_v1_dot_conversation__pb2.ReadTurnsRequest.SerializeToString,
+            parley_dot_chat_dot_v1_dot_conversation__pb2.ReadTurnsResponse.FromString,
             options,
             channel_credentials,
             insecure,

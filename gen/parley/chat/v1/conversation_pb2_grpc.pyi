@@ -58,6 +58,10 @@ class ConversationServiceStub:
 
     Reasons: INVALID_PAGE_TOKEN.
     """
+    ReadTurns: _aio.UnaryUnaryMultiCallable[_conversation_pb2.ReadTurnsRequest, _conversation_pb2.ReadTurnsResponse]
+    """Returns turns of all conversations of the user that the call is made for, the latest first, from before a place in time. For
+    sms, whose history they are part of: the place may be that of something else in it.
+    """
 
 class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
     """The caller's conversations. Somebody else's conversation answers exactly like one that does not exist."""
@@ -150,6 +154,16 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         order; the last one may be the beginning of a word. Earlier versions of messages are not searched.
 
         Reasons: INVALID_PAGE_TOKEN.
+        """
+
+    @_abc_1.abstractmethod
+    def ReadTurns(
+        self,
+        request: _conversation_pb2.ReadTurnsRequest,
+        context: _aio.ServicerContext[_conversation_pb2.ReadTurnsRequest, _abc.Awaitable[_conversation_pb2.ReadTurnsResponse]],
+    ) -> _abc.Awaitable[_conversation_pb2.ReadTurnsResponse]:
+        """Returns turns of all conversations of the user that the call is made for, the latest first, from before a place in time. For
+        sms, whose history they are part of: the place may be that of something else in it.
         """
 
 def add_ConversationServiceServicer_to_server(servicer: ConversationServiceServicer, server: _aio.Server) -> None: ...

@@ -41,6 +41,10 @@ class _AccessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Access.ValueTy
     """A part of the suite that has no token: the request itself carries the credential that the handler verifies. Never
     reachable through the edge.
     """
+    ACCESS_PROVIDER: _Access.ValueType  # 6
+    """A provider that calls us back (a webhook): without identity at the edge, whatever token comes along. The handler verifies the
+    provider's own signature, before anything else.
+    """
 
 class Access(_Access, metaclass=_AccessEnumTypeWrapper):
     """Who may call an RPC."""
@@ -58,6 +62,10 @@ ACCESS_SERVICE: Access.ValueType  # 4
 ACCESS_WORKLOAD: Access.ValueType  # 5
 """A part of the suite that has no token: the request itself carries the credential that the handler verifies. Never
 reachable through the edge.
+"""
+ACCESS_PROVIDER: Access.ValueType  # 6
+"""A provider that calls us back (a webhook): without identity at the edge, whatever token comes along. The handler verifies the
+provider's own signature, before anything else.
 """
 Global___Access: _TypeAlias = Access  # noqa: Y015
 

@@ -23,17 +23,40 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
+from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from parley.options.v1 import options_pb2 as parley_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17parley/sms/v1/sms.proto\x12\rparley.sms.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fparley/options/v1/options.proto\"c\n\x07\x43onsent\x12\x14\n\x0cphone_number\x18\x01 \x01(\t\x12\x11\n\topted_out\x18\x02 \x01(\x08\x12/\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"&\n\x11SetConsentRequest\x12\x11\n\topted_out\x18\x01 \x01(\x08\"\x85\x02\n\x1bSendVerificationCodeRequest\x12\x61\n\x0cphone_number\x18\x01 \x01(\tBK\xb2\xbb\x18G\x08\x01\x18\x10\"\x12\\+[1-9][0-9]{6,14}*-a phone number in E.164, such as +14155550123\x12,\n\x04\x63ode\x18\x02 \x01(\tB\x1e\xb2\xbb\x18\x1a\x08\x01\x18\x06\"\x08[0-9]{6}*\x08\x36 digitsh\x01\x12\x18\n\x08language\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x18#\x12\x1e\n\nrequest_id\x18\x04 \x01(\tB\n\xb2\xbb\x18\x06\x08\x01\x18$P\x01\x12\x1b\n\x07user_id\x18\x05 \x01(\tB\n\xb2\xbb\x18\x06\x08\x01\x18$P\x01\"\x1e\n\x1cSendVerificationCodeResponse\"/\n\x10PurgeUserRequest\x12\x1b\n\x07user_id\x18\x01 \x01(\tB\n\xb2\xbb\x18\x06\x08\x01\x18$P\x01\"\x13\n\x11PurgeUserResponse2\xc5\x02\n\nSmsService\x12j\n\nSetConsent\x12 .parley.sms.v1.SetConsentRequest\x1a\x16.parley.sms.v1.Consent\"\"\xa8\xbb\x18\x02\x82\xd3\xe4\x93\x02\x18\x1a\x13/api/v1/sms/consent:\x01*\x12u\n\x14SendVerificationCode\x12*.parley.sms.v1.SendVerificationCodeRequest\x1a+.parley.sms.v1.SendVerificationCodeResponse\"\x04\xa8\xbb\x18\x04\x12T\n\tPurgeUser\x12\x1f.parley.sms.v1.PurgeUserRequest\x1a .parley.sms.v1.PurgeUserResponse\"\x04\xa8\xbb\x18\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17parley/sms/v1/sms.proto\x12\rparley.sms.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fparley/options/v1/options.proto\"\xc6\x02\n\x0bTextMessage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tdirection\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x14\n\x0cphone_number\x18\x04 \x01(\t\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\x0e\n\x06status\x18\x06 \x01(\t\x12\x12\n\nerror_code\x18\x07 \x01(\t\x12\x10\n\x08segments\x18\x08 \x01(\x05\x12\x10\n\x08\x65ncoding\x18\t \x01(\t\x12\x0e\n\x06\x61nswer\x18\n \x01(\t\x12\x13\n\x0bin_reply_to\x18\x0b \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x0c \x01(\t\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xaf\x01\n\x08\x44\x65\x63ision\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\ninput_text\x18\x02 \x01(\t\x12\x10\n\x08\x64\x65\x63ision\x18\x03 \x01(\t\x12\r\n\x05reply\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x12\n\nconfidence\x18\x06 \x01(\x01\x12\r\n\x05model\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"_\n\x06OptOut\x12\x14\n\x0cphone_number\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"c\n\x07\x43onsent\x12\x14\n\x0cphone_number\x18\x01 \x01(\t\x12\x11\n\topted_out\x18\x02 \x01(\x08\x12/\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"J\n\x12\x44\x65\x63ideReplyRequest\x12\x17\n\x04text\x18\x01 \x01(\tB\t\xb2\xbb\x18\x05\x08\x01\x18\xd0\x0f\x12\x1b\n\nrequest_id\x18\x02 \x01(\tB\x07\xb2\xbb\x18\x03\x18\xc8\x01\"\xad\x01\n\x12SendMessageRequest\x12\x61\n\x0cphone_number\x18\x01 \x01(\tBK\xb2\xbb\x18G\x08\x01\x18\x10\"\x12\\+[1-9][0-9]{6,14}*-a phone number in E.164, such as +14155550123\x12\x17\n\x04text\x18\x02 \x01(\tB\t\xb2\xbb\x18\x05\x08\x01\x18\xc0\x0c\x12\x1b\n\nrequest_id\x18\x03 \x01(\tB\x07\xb2\xbb\x18\x03\x18\xc8\x01\"T\n\x13ListMessagesRequest\x12 \n\tpage_size\x18\x01 \x01(\x05\x42\r\xb2\xbb\x18\t9\x00\x00\x00\x00\x00\x00\x00\x00\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\xb2\xbb\x18\x03\x18\xf4\x03\"]\n\x14ListMessagesResponse\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.parley.sms.v1.TextMessage\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x11GetMessageRequest\x12\x1e\n\nmessage_id\x18\x01 \x01(\tB\n\xb2\xbb\x18\x06\x08\x01\x18$P\x01\"3\n\rTwilioWebhook\x12\"\n\x04\x66orm\x18\x01 \x01(\x0b\x32\x14.google.api.HttpBody\"`\n\x1aTwilioMessageStatusWebhook\x12\"\n\x04\x66orm\x18\x01 \x01(\x0b\x32\x14.google.api.HttpBody\x12\x1e\n\nmessage_id\x18\x02 \x01(\tB\n\xb2\xbb\x18\x06\x08\x01\x18$P\x01\"S\n\x12ListOptOutsRequest\x12 \n\tpage_size\x18\x01 \x01(\x05\x42\r\xb2\xbb\x18\t9\x00\x00\x00\x00\x00\x00\x00\x00\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\xb2\xbb\x18\x03\x18\xf4\x03\"W\n\x13ListOptOutsResponse\x12\'\n\x08opt_outs\x18\x01 \x03(\x0b\x32\x15.parley.sms.v1.OptOut\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x11SetConsentRequest\x12\x11\n\topted_out\x18\x01 \x01(\x08\"\x85\x02\n\x1bSendVerificationCodeRequest\x12\x61\n\x0cphone_number\x18\x01 \x01(\tBK\xb2\xbb\x18G\x08\x01\x18\x10\"\x12\\+[1-9][0-9]{6,14}*-a phone number in E.164, such as +14155550123\x12,\n\x04\x63ode\x18\x02 \x01(\tB\x1e\xb2\xbb\x18\x1a\x08\x01\x18\x06\"\x08[0-9]{6}*\x08\x36 digitsh\x01\x12\x18\n\x08language\x18\x03 \x01(\tB\x06\xb2\xbb\x18\x02\x18#\x12\x1e\n\nrequest_id\x18\x04 \x01(\tB\n\xb2\xbb\x18\x06\x08\x01\x18$P\x01\x12\x1b\n\x07user_id\x18\x05 \x01(\tB\n\xb2\xbb\x18\x06\x08\x01\x18$P\x01\"\x1e\n\x1cSendVerificationCodeResponse\"/\n\x10PurgeUserRequest\x12\x1b\n\x07user_id\x18\x01 \x01(\tB\n\xb2\xbb\x18\x06\x08\x01\x18$P\x01\"\x13\n\x11PurgeUserResponse2\xa0\n\n\nSmsService\x12n\n\x0b\x44\x65\x63ideReply\x12!.parley.sms.v1.DecideReplyRequest\x1a\x17.parley.sms.v1.Decision\"#\xa8\xbb\x18\x02\x82\xd3\xe4\x93\x02\x19\"\x14/api/v1/sms/decision:\x01*\x12q\n\x0bSendMessage\x12!.parley.sms.v1.SendMessageRequest\x1a\x1a.parley.sms.v1.TextMessage\"#\xa8\xbb\x18\x02\x82\xd3\xe4\x93\x02\x19\"\x14/api/v1/sms/messages:\x01*\x12y\n\x0cListMessages\x12\".parley.sms.v1.ListMessagesRequest\x1a#.parley.sms.v1.ListMessagesResponse\" \xa8\xbb\x18\x02\x82\xd3\xe4\x93\x02\x16\x12\x14/api/v1/sms/messages\x12y\n\nGetMessage\x12 .parley.sms.v1.GetMessageRequest\x1a\x1a.parley.sms.v1.TextMessage\"-\xa8\xbb\x18\x02\x82\xd3\xe4\x93\x02#\x12!/api/v1/sms/messages/{message_id}\x12r\n\x14ReceiveTwilioMessage\x12\x1c.parley.sms.v1.TwilioWebhook\x1a\x14.google.api.HttpBody\"&\xa8\xbb\x18\x06\x82\xd3\xe4\x93\x02\x1c\"\x14/webhooks/twilio/sms:\x04\x66orm\x12x\n\x13ReceiveTwilioStatus\x12\x1c.parley.sms.v1.TwilioWebhook\x1a\x14.google.api.HttpBody\"-\xa8\xbb\x18\x06\x82\xd3\xe4\x93\x02#\"\x1b/webhooks/twilio/sms-status:\x04\x66orm\x12\x99\x01\n\x1aReceiveTwilioMessageStatus\x12).parley.sms.v1.TwilioMessageStatusWebhook\x1a\x14.google.api.HttpBody\":\xa8\xbb\x18\x06\x82\xd3\xe4\x93\x02\x30\"(/webhooks/twilio/sms-status/{message_id}:\x04\x66orm\x12v\n\x0bListOptOuts\x12!.parley.sms.v1.ListOptOutsRequest\x1a\".parley.sms.v1.ListOptOutsResponse\" \xa8\xbb\x18\x03\x82\xd3\xe4\x93\x02\x16\x12\x14/api/v1/sms/opt-outs\x12j\n\nSetConsent\x12 .parley.sms.v1.SetConsentRequest\x1a\x16.parley.sms.v1.Consent\"\"\xa8\xbb\x18\x02\x82\xd3\xe4\x93\x02\x18\x1a\x13/api/v1/sms/consent:\x01*\x12u\n\x14SendVerificationCode\x12*.parley.sms.v1.SendVerificationCodeRequest\x1a+.parley.sms.v1.SendVerificationCodeResponse\"\x04\xa8\xbb\x18\x04\x12T\n\tPurgeUser\x12\x1f.parley.sms.v1.PurgeUserRequest\x1a .parley.sms.v1.PurgeUserResponse\"\x04\xa8\xbb\x18\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'parley.sms.v1.sms_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_DECIDEREPLYREQUEST'].fields_by_name['text']._loaded_options = None
+  _globals['_DECIDEREPLYREQUEST'].fields_by_name['text']._serialized_options = b'\262\273\030\005\010\001\030\320\017'
+  _globals['_DECIDEREPLYREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_DECIDEREPLYREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\003\030\310\001'
+  _globals['_SENDMESSAGEREQUEST'].fields_by_name['phone_number']._loaded_options = None
+  _globals['_SENDMESSAGEREQUEST'].fields_by_name['phone_number']._serialized_options = b'\262\273\030G\010\001\030\020\"\022\\+[1-9][0-9]{6,14}*-a phone number in E.164, such as +14155550123'
+  _globals['_SENDMESSAGEREQUEST'].fields_by_name['text']._loaded_options = None
+  _globals['_SENDMESSAGEREQUEST'].fields_by_name['text']._serialized_options = b'\262\273\030\005\010\001\030\300\014'
+  _globals['_SENDMESSAGEREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_SENDMESSAGEREQUEST'].fields_by_name['request_id']._serialized_options = b'\262\273\030\003\030\310\001'
+  _globals['_LISTMESSAGESREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTMESSAGESREQUEST'].fields_by_name['page_size']._serialized_options = b'\262\273\030\t9\000\000\000\000\000\000\000\000'
+  _globals['_LISTMESSAGESREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTMESSAGESREQUEST'].fields_by_name['page_token']._serialized_options = b'\262\273\030\003\030\364\003'
+  _globals['_GETMESSAGEREQUEST'].fields_by_name['message_id']._loaded_options = None
+  _globals['_GETMESSAGEREQUEST'].fields_by_name['message_id']._serialized_options = b'\262\273\030\006\010\001\030$P\001'
+  _globals['_TWILIOMESSAGESTATUSWEBHOOK'].fields_by_name['message_id']._loaded_options = None
+  _globals['_TWILIOMESSAGESTATUSWEBHOOK'].fields_by_name['message_id']._serialized_options = b'\262\273\030\006\010\001\030$P\001'
+  _globals['_LISTOPTOUTSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTOPTOUTSREQUEST'].fields_by_name['page_size']._serialized_options = b'\262\273\030\t9\000\000\000\000\000\000\000\000'
+  _globals['_LISTOPTOUTSREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTOPTOUTSREQUEST'].fields_by_name['page_token']._serialized_options = b'\262\273\030\003\030\364\003'
   _globals['_SENDVERIFICATIONCODEREQUEST'].fields_by_name['phone_number']._loaded_options = None
   _globals['_SENDVERIFICATIONCODEREQUEST'].fields_by_name['phone_number']._serialized_options = b'\262\273\030G\010\001\030\020\"\022\\+[1-9][0-9]{6,14}*-a phone number in E.164, such as +14155550123'
   _globals['_SENDVERIFICATIONCODEREQUEST'].fields_by_name['code']._loaded_options = None
@@ -46,24 +69,64 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SENDVERIFICATIONCODEREQUEST'].fields_by_name['user_id']._serialized_options = b'\262\273\030\006\010\001\030$P\001'
   _globals['_PURGEUSERREQUEST'].fields_by_name['user_id']._loaded_options = None
   _globals['_PURGEUSERREQUEST'].fields_by_name['user_id']._serialized_options = b'\262\273\030\006\010\001\030$P\001'
+  _globals['_SMSSERVICE'].methods_by_name['DecideReply']._loaded_options = None
+  _globals['_SMSSERVICE'].methods_by_name['DecideReply']._serialized_options = b'\250\273\030\002\202\323\344\223\002\031\"\024/api/v1/sms/decision:\001*'
+  _globals['_SMSSERVICE'].methods_by_name['SendMessage']._loaded_options = None
+  _globals['_SMSSERVICE'].methods_by_name['SendMessage']._serialized_options = b'\250\273\030\002\202\323\344\223\002\031\"\024/api/v1/sms/messages:\001*'
+  _globals['_SMSSERVICE'].methods_by_name['ListMessages']._loaded_options = None
+  _globals['_SMSSERVICE'].methods_by_name['ListMessages']._serialized_options = b'\250\273\030\002\202\323\344\223\002\026\022\024/api/v1/sms/messages'
+  _globals['_SMSSERVICE'].methods_by_name['GetMessage']._loaded_options = None
+  _globals['_SMSSERVICE'].methods_by_name['GetMessage']._serialized_options = b'\250\273\030\002\202\323\344\223\002#\022!/api/v1/sms/messages/{message_id}'
+  _globals['_SMSSERVICE'].methods_by_name['ReceiveTwilioMessage']._loaded_options = None
+  _globals['_SMSSERVICE'].methods_by_name['ReceiveTwilioMessage']._serialized_options = b'\250\273\030\006\202\323\344\223\002\034\"\024/webhooks/twilio/sms:\004form'
+  _globals['_SMSSERVICE'].methods_by_name['ReceiveTwilioStatus']._loaded_options = None
+  _globals['_SMSSERVICE'].methods_by_name['ReceiveTwilioStatus']._serialized_options = b'\250\273\030\006\202\323\344\223\002#\"\033/webhooks/twilio/sms-status:\004form'
+  _globals['_SMSSERVICE'].methods_by_name['ReceiveTwilioMessageStatus']._loaded_options = None
+  _globals['_SMSSERVICE'].methods_by_name['ReceiveTwilioMessageStatus']._serialized_options = b'\250\273\030\006\202\323\344\223\0020\"(/webhooks/twilio/sms-status/{message_id}:\004form'
+  _globals['_SMSSERVICE'].methods_by_name['ListOptOuts']._loaded_options = None
+  _globals['_SMSSERVICE'].methods_by_name['ListOptOuts']._serialized_options = b'\250\273\030\003\202\323\344\223\002\026\022\024/api/v1/sms/opt-outs'
   _globals['_SMSSERVICE'].methods_by_name['SetConsent']._loaded_options = None
   _globals['_SMSSERVICE'].methods_by_name['SetConsent']._serialized_options = b'\250\273\030\002\202\323\344\223\002\030\032\023/api/v1/sms/consent:\001*'
   _globals['_SMSSERVICE'].methods_by_name['SendVerificationCode']._loaded_options = None
   _globals['_SMSSERVICE'].methods_by_name['SendVerificationCode']._serialized_options = b'\250\273\030\004'
   _globals['_SMSSERVICE'].methods_by_name['PurgeUser']._loaded_options = None
   _globals['_SMSSERVICE'].methods_by_name['PurgeUser']._serialized_options = b'\250\273\030\004'
-  _globals['_CONSENT']._serialized_start=138
-  _globals['_CONSENT']._serialized_end=237
-  _globals['_SETCONSENTREQUEST']._serialized_start=239
-  _globals['_SETCONSENTREQUEST']._serialized_end=277
-  _globals['_SENDVERIFICATIONCODEREQUEST']._serialized_start=280
-  _globals['_SENDVERIFICATIONCODEREQUEST']._serialized_end=541
-  _globals['_SENDVERIFICATIONCODERESPONSE']._serialized_start=543
-  _globals['_SENDVERIFICATIONCODERESPONSE']._serialized_end=573
-  _globals['_PURGEUSERREQUEST']._serialized_start=575
-  _globals['_PURGEUSERREQUEST']._serialized_end=622
-  _globals['_PURGEUSERRESPONSE']._serialized_start=624
-  _globals['_PURGEUSERRESPONSE']._serialized_end=643
-  _globals['_SMSSERVICE']._serialized_start=646
-  _globals['_SMSSERVICE']._serialized_end=971
+  _globals['_TEXTMESSAGE']._serialized_start=166
+  _globals['_TEXTMESSAGE']._serialized_end=492
+  _globals['_DECISION']._serialized_start=495
+  _globals['_DECISION']._serialized_end=670
+  _globals['_OPTOUT']._serialized_start=672
+  _globals['_OPTOUT']._serialized_end=767
+  _globals['_CONSENT']._serialized_start=769
+  _globals['_CONSENT']._serialized_end=868
+  _globals['_DECIDEREPLYREQUEST']._serialized_start=870
+  _globals['_DECIDEREPLYREQUEST']._serialized_end=944
+  _globals['_SENDMESSAGEREQUEST']._serialized_start=947
+  _globals['_SENDMESSAGEREQUEST']._serialized_end=1120
+  _globals['_LISTMESSAGESREQUEST']._serialized_start=1122
+  _globals['_LISTMESSAGESREQUEST']._serialized_end=1206
+  _globals['_LISTMESSAGESRESPONSE']._serialized_start=1208
+  _globals['_LISTMESSAGESRESPONSE']._serialized_end=1301
+  _globals['_GETMESSAGEREQUEST']._serialized_start=1303
+  _globals['_GETMESSAGEREQUEST']._serialized_end=1354
+  _globals['_TWILIOWEBHOOK']._serialized_start=1356
+  _globals['_TWILIOWEBHOOK']._serialized_end=1407
+  _globals['_TWILIOMESSAGESTATUSWEBHOOK']._serialized_start=1409
+  _globals['_TWILIOMESSAGESTATUSWEBHOOK']._serialized_end=1505
+  _globals['_LISTOPTOUTSREQUEST']._serialized_start=1507
+  _globals['_LISTOPTOUTSREQUEST']._serialized_end=1590
+  _globals['_LISTOPTOUTSRESPONSE']._serialized_start=1592
+  _globals['_LISTOPTOUTSRESPONSE']._serialized_end=1679
+  _globals['_SETCONSENTREQUEST']._serialized_start=1681
+  _globals['_SETCONSENTREQUEST']._serialized_end=1719
+  _globals['_SENDVERIFICATIONCODEREQUEST']._serialized_start=1722
+  _globals['_SENDVERIFICATIONCODEREQUEST']._serialized_end=1983
+  _globals['_SENDVERIFICATIONCODERESPONSE']._serialized_start=1985
+  _globals['_SENDVERIFICATIONCODERESPONSE']._serialized_end=2015
+  _globals['_PURGEUSERREQUEST']._serialized_start=2017
+  _globals['_PURGEUSERREQUEST']._serialized_end=2064
+  _globals['_PURGEUSERRESPONSE']._serialized_start=2066
+  _globals['_PURGEUSERRESPONSE']._serialized_end=2085
+  _globals['_SMSSERVICE']._serialized_start=2088
+  _globals['_SMSSERVICE']._serialized_end=3400
 # @@protoc_insertion_point(module_scope)

@@ -3,9 +3,12 @@
 isort:skip_file
 Text messages: what comes in, what goes out, and who wants none."""
 
+from collections import abc as _abc
+from google.api import httpbody_pb2 as _httpbody_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -16,6 +19,175 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+@_typing.final
+class TextMessage(_message.Message):
+    """A text message of the user's, in or out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DIRECTION_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PHONE_NUMBER_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    ERROR_CODE_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    ENCODING_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    IN_REPLY_TO_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """UUID of the message."""
+    direction: _builtins.str
+    """`inbound`: it came from `phone_number`; `outbound`: it went there."""
+    kind: _builtins.str
+    """What it is. Inbound: `text`, or one of the words `stop`, `start`, `help`. Outbound: `text` (by SendMessage), `reply`, or
+    `confirmation` and `help` (to those words).
+    """
+    phone_number: _builtins.str
+    """The number at the other end, in E.164."""
+    text: _builtins.str
+    """What it says."""
+    status: _builtins.str
+    """Inbound: `received`. Outbound: `queued`, `sending`; `sent` (the provider has it), `delivered`, `undelivered`, `failed` (it was
+    not sent, or the network lost it), `blocked` (its receiver wants none), `unknown` (the provider's answer was lost: it was sent
+    once or not, and is never sent again).
+    """
+    error_code: _builtins.str
+    """The provider's code of what went wrong, such as `30003`; empty where nothing did."""
+    segments: _builtins.int
+    """Segments that it takes, by which providers charge."""
+    encoding: _builtins.str
+    """`gsm7`, or `ucs2` where a character is not in that alphabet."""
+    answer: _builtins.str
+    """Of an inbound text: `pending`, `answered`, or why there is no reply: `not_wanted` (the user's preference), `opted_out`,
+    `too_late`, `failed`, `keyword`. Empty for outbound messages.
+    """
+    in_reply_to: _builtins.str
+    """UUID of the inbound message that it answers; empty for none."""
+    conversation_id: _builtins.str
+    """UUID of the conversation that a reply is part of; empty for none."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it came in, or was accepted here."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When its state last changed."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        direction: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        phone_number: _builtins.str = ...,
+        text: _builtins.str = ...,
+        status: _builtins.str = ...,
+        error_code: _builtins.str = ...,
+        segments: _builtins.int = ...,
+        encoding: _builtins.str = ...,
+        answer: _builtins.str = ...,
+        in_reply_to: _builtins.str = ...,
+        conversation_id: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "conversation_id", b"conversation_id", "create_time", b"create_time", "direction", b"direction", "encoding", b"encoding", "error_code", b"error_code", "id", b"id", "in_reply_to", b"in_reply_to", "kind", b"kind", "phone_number", b"phone_number", "segments", b"segments", "status", b"status", "text", b"text", "update_time", b"update_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TextMessage: _TypeAlias = TextMessage  # noqa: Y015
+
+@_typing.final
+class Decision(_message.Message):
+    """What was decided about a text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    INPUT_TEXT_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    REPLY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """UUID of the decision."""
+    input_text: _builtins.str
+    """The text that was judged."""
+    decision: _builtins.str
+    """`yes`: it asks for an answer; `no`: it wants none."""
+    reply: _builtins.str
+    """The answer, in the user's language; empty when the decision is `no`."""
+    reason: _builtins.str
+    """Why it was decided so, in a sentence."""
+    confidence: _builtins.float
+    """How sure that is: 0 to 1."""
+    model: _builtins.str
+    """The model that decided."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was decided."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        input_text: _builtins.str = ...,
+        decision: _builtins.str = ...,
+        reply: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        confidence: _builtins.float = ...,
+        model: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "create_time", b"create_time", "decision", b"decision", "id", b"id", "input_text", b"input_text", "model", b"model", "reason", b"reason", "reply", b"reply"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Decision: _TypeAlias = Decision  # noqa: Y015
+
+@_typing.final
+class OptOut(_message.Message):
+    """A number whose owner wants no text messages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHONE_NUMBER_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    phone_number: _builtins.str
+    """The number in E.164."""
+    source: _builtins.str
+    """How that came: `keyword` (a text that said so), `user` (SetConsent), `provider` (who refused to send to it)."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
+
+    def __init__(
+        self,
+        *,
+        phone_number: _builtins.str = ...,
+        source: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "phone_number", b"phone_number", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OptOut: _TypeAlias = OptOut  # noqa: Y015
 
 @_typing.final
 class Consent(_message.Message):
@@ -48,6 +220,244 @@ class Consent(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Consent: _TypeAlias = Consent  # noqa: Y015
+
+@_typing.final
+class DecideReplyRequest(_message.Message):
+    """Request of DecideReply."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Required. The text: 1 to 2,000 characters."""
+    request_id: _builtins.str
+    """Repeating the call with the same id decides nothing anew: up to 200 characters. Also the `Idempotency-Key` header."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecideReplyRequest: _TypeAlias = DecideReplyRequest  # noqa: Y015
+
+@_typing.final
+class SendMessageRequest(_message.Message):
+    """Request of SendMessage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHONE_NUMBER_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    phone_number: _builtins.str
+    """Required. The receiver's number in E.164: `+14155550123`. One that cannot exist is refused."""
+    text: _builtins.str
+    """Required. What to say: as many segments as the service allows (SMS_MAX_SEGMENTS, 6 by default)."""
+    request_id: _builtins.str
+    """Repeating the call with the same id sends nothing twice: up to 200 characters. Also the `Idempotency-Key` header."""
+    def __init__(
+        self,
+        *,
+        phone_number: _builtins.str = ...,
+        text: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["phone_number", b"phone_number", "request_id", b"request_id", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendMessageRequest: _TypeAlias = SendMessageRequest  # noqa: Y015
+
+@_typing.final
+class ListMessagesRequest(_message.Message):
+    """Request of ListMessages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """How many: 50 by default, at most 200."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; empty for the first."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMessagesRequest: _TypeAlias = ListMessagesRequest  # noqa: Y015
+
+@_typing.final
+class ListMessagesResponse(_message.Message):
+    """Answer of ListMessages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty when this is the last."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___TextMessage]:
+        """The messages, the latest first."""
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___TextMessage] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMessagesResponse: _TypeAlias = ListMessagesResponse  # noqa: Y015
+
+@_typing.final
+class GetMessageRequest(_message.Message):
+    """Request of GetMessage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    message_id: _builtins.str
+    """Required. UUID of the message."""
+    def __init__(
+        self,
+        *,
+        message_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMessageRequest: _TypeAlias = GetMessageRequest  # noqa: Y015
+
+@_typing.final
+class TwilioWebhook(_message.Message):
+    """A webhook of Twilio's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORM_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def form(self) -> _httpbody_pb2.HttpBody:
+        """The form as it came, `application/x-www-form-urlencoded`: what the signature in `X-Twilio-Signature` is of."""
+
+    def __init__(
+        self,
+        *,
+        form: _httpbody_pb2.HttpBody | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["form", b"form"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TwilioWebhook: _TypeAlias = TwilioWebhook  # noqa: Y015
+
+@_typing.final
+class TwilioMessageStatusWebhook(_message.Message):
+    """A webhook of Twilio's about a message that we sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORM_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    message_id: _builtins.str
+    """Required. UUID of the message."""
+    @_builtins.property
+    def form(self) -> _httpbody_pb2.HttpBody:
+        """The form as it came."""
+
+    def __init__(
+        self,
+        *,
+        form: _httpbody_pb2.HttpBody | None = ...,
+        message_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["form", b"form"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "message_id", b"message_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TwilioMessageStatusWebhook: _TypeAlias = TwilioMessageStatusWebhook  # noqa: Y015
+
+@_typing.final
+class ListOptOutsRequest(_message.Message):
+    """Request of ListOptOuts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """How many: 50 by default, at most 200."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; empty for the first."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOptOutsRequest: _TypeAlias = ListOptOutsRequest  # noqa: Y015
+
+@_typing.final
+class ListOptOutsResponse(_message.Message):
+    """Answer of ListOptOuts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPT_OUTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty when this is the last."""
+    @_builtins.property
+    def opt_outs(self) -> _containers.RepeatedCompositeFieldContainer[Global___OptOut]:
+        """The numbers, the latest first."""
+
+    def __init__(
+        self,
+        *,
+        opt_outs: _abc.Iterable[Global___OptOut] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "opt_outs", b"opt_outs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOptOutsResponse: _TypeAlias = ListOptOutsResponse  # noqa: Y015
 
 @_typing.final
 class SetConsentRequest(_message.Message):

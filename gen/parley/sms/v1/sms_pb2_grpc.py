@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 from parley.sms.v1 import sms_pb2 as parley_dot_sms_dot_v1_dot_sms__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -26,7 +27,7 @@ if _version_not_supported:
 
 
 class SmsServiceStub:
-    """Text messages of the caller.
+    """Text messages of the caller, and the webhooks by which a provider brings them.
     """
 
     def __init__(self, channel):
@@ -35,6 +36,46 @@ class SmsServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.DecideReply = channel.unary_unary(
+                '/parley.sms.v1.SmsService/DecideReply',
+                request_serializer=parley_dot_sms_dot_v1_dot_sms__pb2.DecideReplyRequest.SerializeToString,
+                response_deserializer=parley_dot_sms_dot_v1_dot_sms__pb2.Decision.FromString,
+                _registered_method=True)
+        self.SendMessage = channel.unary_unary(
+                '/parley.sms.v1.SmsService/SendMessage',
+                request_serializer=parley_dot_sms_dot_v1_dot_sms__pb2.SendMessageRequest.SerializeToString,
+                response_deserializer=parley_dot_sms_dot_v1_dot_sms__pb2.TextMessage.FromString,
+                _registered_method=True)
+        self.ListMessages = channel.unary_unary(
+                '/parley.sms.v1.SmsService/ListMessages',
+                request_serializer=parley_dot_sms_dot_v1_dot_sms__pb2.ListMessagesRequest.SerializeToString,
+                response_deserializer=parley_dot_sms_dot_v1_dot_sms__pb2.ListMessagesResponse.FromString,
+                _registered_method=True)
+        self.GetMessage = channel.unary_unary(
+                '/parley.sms.v1.SmsService/GetMessage',
+                request_serializer=parley_dot_sms_dot_v1_dot_sms__pb2.GetMessageRequest.SerializeToString,
+                response_deserializer=parley_dot_sms_dot_v1_dot_sms__pb2.TextMessage.FromString,
+                _registered_method=True)
+        self.ReceiveTwilioMessage = channel.unary_unary(
+                '/parley.sms.v1.SmsService/ReceiveTwilioMessage',
+                request_serializer=parley_dot_sms_dot_v1_dot_sms__pb2.TwilioWebhook.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.ReceiveTwilioStatus = channel.unary_unary(
+                '/parley.sms.v1.SmsService/ReceiveTwilioStatus',
+                request_serializer=parley_dot_sms_dot_v1_dot_sms__pb2.TwilioWebhook.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.ReceiveTwilioMessageStatus = channel.unary_unary(
+                '/parley.sms.v1.SmsService/ReceiveTwilioMessageStatus',
+                request_serializer=parley_dot_sms_dot_v1_dot_sms__pb2.TwilioMessageStatusWebhook.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.ListOptOuts = channel.unary_unary(
+                '/parley.sms.v1.SmsService/ListOptOuts',
+                request_serializer=parley_dot_sms_dot_v1_dot_sms__pb2.ListOptOutsRequest.SerializeToString,
+                response_deserializer=parley_dot_sms_dot_v1_dot_sms__pb2.ListOptOutsResponse.FromString,
+                _registered_method=True)
         self.SetConsent = channel.unary_unary(
                 '/parley.sms.v1.SmsService/SetConsent',
                 request_serializer=parley_dot_sms_dot_v1_dot_sms__pb2.SetConsentRequest.SerializeToString,
@@ -53,8 +94,86 @@ class SmsServiceStub:
 
 
 class SmsServiceServicer:
-    """Text messages of the caller.
+    """Text messages of the caller, and the webhooks by which a provider brings them.
     """
+
+    def DecideReply(self, request, context):
+        """Decides whether a text asks for an answer, and what to answer: in the user's language, short enough for a text message. The
+        text is judged, never obeyed. Stored, and shown in the history. Idempotent by `request_id`.
+
+        Reasons: REQUEST_ID_REUSED, LIMIT_REACHED, MODEL_ANSWER_INVALID, MODEL_REFUSED_REQUEST, MODEL_RATE_LIMITED,
+        MODEL_UNAVAILABLE, MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SendMessage(self, request, context):
+        """Sends a text message. It is accepted here and sent at once afterwards: `status` tells how far it is. Idempotent by
+        `request_id`: a message is sent once, or, where the provider's answer was lost, once or not (`unknown`), never twice.
+
+        Reasons: RECIPIENT_OPTED_OUT, LIMIT_REACHED, REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMessages(self, request, context):
+        """Lists the caller's text messages, the latest first: those that came in and those that went out.
+
+        Reasons: INVALID_PAGE_TOKEN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMessage(self, request, context):
+        """Returns a text message of the caller.
+
+        Reasons: MESSAGE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReceiveTwilioMessage(self, request, context):
+        """Takes a text message that Twilio has received, as a form; answers empty TwiML at once, whatever comes of it. A reply is sent
+        later, by a job. Idempotent by Twilio's id of the message.
+
+        Reasons: WEBHOOK_SIGNATURE_WRONG.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReceiveTwilioStatus(self, request, context):
+        """Takes what Twilio says of a message that we sent: in any order, and repeatedly. For a messaging service that has a status URL
+        of its own.
+
+        Reasons: WEBHOOK_SIGNATURE_WRONG.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReceiveTwilioMessageStatus(self, request, context):
+        """The same, at the address that Twilio is given with each message: it names the message, so that what is said of it is
+        understood though Twilio's answer to the sending was lost.
+
+        Reasons: WEBHOOK_SIGNATURE_WRONG.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOptOuts(self, request, context):
+        """Lists the numbers whose owners want no text messages, the latest first.
+
+        Reasons: INVALID_PAGE_TOKEN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def SetConsent(self, request, context):
         """Says whether the caller's verified number may be written to. Also for chat, on behalf of a user who says so in a
@@ -79,7 +198,8 @@ class SmsServiceServicer:
     def PurgeUser(self, request, context):
         """Deletes everything that this service holds of a user, for good: rows, jobs, cache entries, what a provider keeps. For auth,
         which asks until every service has confirmed; whoever is purged has no account any more, and what arrives for them later is
-        not taken. Idempotent; a call made on behalf of a user is refused.
+        not taken. That a number wants no text messages is kept, without whose it was: it holds for the number. Idempotent; a call
+        made on behalf of a user is refused.
 
         Reasons: ACCESS_DENIED.
         """
@@ -90,6 +210,46 @@ class SmsServiceServicer:
 
 def add_SmsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'DecideReply': grpc.unary_unary_rpc_method_handler(
+                    servicer.DecideReply,
+                    request_deserializer=parley_dot_sms_dot_v1_dot_sms__pb2.DecideReplyRequest.FromString,
+                    response_serializer=parley_dot_sms_dot_v1_dot_sms__pb2.Decision.SerializeToString,
+            ),
+            'SendMessage': grpc.unary_unary_rpc_method_handler(
+                    servicer.SendMessage,
+                    request_deserializer=parley_dot_sms_dot_v1_dot_sms__pb2.SendMessageRequest.FromString,
+                    response_serializer=parley_dot_sms_dot_v1_dot_sms__pb2.TextMessage.SerializeToString,
+            ),
+            'ListMessages': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMessages,
+                    request_deserializer=parley_dot_sms_dot_v1_dot_sms__pb2.ListMessagesRequest.FromString,
+                    response_serializer=parley_dot_sms_dot_v1_dot_sms__pb2.ListMessagesResponse.SerializeToString,
+            ),
+            'GetMessage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMessage,
+                    request_deserializer=parley_dot_sms_dot_v1_dot_sms__pb2.GetMessageRequest.FromString,
+                    response_serializer=parley_dot_sms_dot_v1_dot_sms__pb2.TextMessage.SerializeToString,
+            ),
+            'ReceiveTwilioMessage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReceiveTwilioMessage,
+                    request_deserializer=parley_dot_sms_dot_v1_dot_sms__pb2.TwilioWebhook.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'ReceiveTwilioStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReceiveTwilioStatus,
+                    request_deserializer=parley_dot_sms_dot_v1_dot_sms__pb2.TwilioWebhook.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'ReceiveTwilioMessageStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReceiveTwilioMessageStatus,
+                    request_deserializer=parley_dot_sms_dot_v1_dot_sms__pb2.TwilioMessageStatusWebhook.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'ListOptOuts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOptOuts,
+                    request_deserializer=parley_dot_sms_dot_v1_dot_sms__pb2.ListOptOutsRequest.FromString,
+                    response_serializer=parley_dot_sms_dot_v1_dot_sms__pb2.ListOptOutsResponse.SerializeToString,
+            ),
             'SetConsent': grpc.unary_unary_rpc_method_handler(
                     servicer.SetConsent,
                     request_deserializer=parley_dot_sms_dot_v1_dot_sms__pb2.SetConsentRequest.FromString,
@@ -114,8 +274,224 @@ def add_SmsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SmsService:
-    """Text messages of the caller.
+    """Text messages of the caller, and the webhooks by which a provider brings them.
     """
+
+    @staticmethod
+    def DecideReply(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.sms.v1.SmsService/DecideReply',
+            parley_dot_sms_dot_v1_dot_sms__pb2.DecideReplyRequest.SerializeToString,
+            parley_dot_sms_dot_v1_dot_sms__pb2.Decision.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SendMessage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.sms.v1.SmsService/SendMessage',
+            parley_dot_sms_dot_v1_dot_sms__pb2.SendMessageRequest.SerializeToString,
+            parley_dot_sms_dot_v1_dot_sms__pb2.TextMessage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMessages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.sms.v1.SmsService/ListMessages',
+            parley_dot_sms_dot_v1_dot_sms__pb2.ListMessagesRequest.SerializeToString,
+            parley_dot_sms_dot_v1_dot_sms__pb2.ListMessagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMessage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.sms.v1.SmsService/GetMessage',
+            parley_dot_sms_dot_v1_dot_sms__pb2.GetMessageRequest.SerializeToString,
+            parley_dot_sms_dot_v1_dot_sms__pb2.TextMessage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReceiveTwilioMessage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.sms.v1.SmsService/ReceiveTwilioMessage',
+            parley_dot_sms_dot_v1_dot_sms__pb2.TwilioWebhook.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReceiveTwilioStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.sms.v1.SmsService/ReceiveTwilioStatus',
+            parley_dot_sms_dot_v1_dot_sms__pb2.TwilioWebhook.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReceiveTwilioMessageStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.sms.v1.SmsService/ReceiveTwilioMessageStatus',
+            parley_dot_sms_dot_v1_dot_sms__pb2.TwilioMessageStatusWebhook.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOptOuts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.sms.v1.SmsService/ListOptOuts',
+            parley_dot_sms_dot_v1_dot_sms__pb2.ListOptOutsRequest.SerializeToString,
+            parley_dot_sms_dot_v1_dot_sms__pb2.ListOptOutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def SetConsent(request,

@@ -4,6 +4,7 @@ isort:skip_file
 Text messages: what comes in, what goes out, and who wants none."""
 
 from collections import abc as _abc
+from google.api import httpbody_pb2 as _httpbody_pb2
 from grpc import aio as _aio
 from parley.sms.v1 import sms_pb2 as _sms_pb2
 import abc as _abc_1
@@ -13,9 +14,55 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SmsServiceStub:
-    """Text messages of the caller."""
+    """Text messages of the caller, and the webhooks by which a provider brings them."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    DecideReply: _aio.UnaryUnaryMultiCallable[_sms_pb2.DecideReplyRequest, _sms_pb2.Decision]
+    """Decides whether a text asks for an answer, and what to answer: in the user's language, short enough for a text message. The
+    text is judged, never obeyed. Stored, and shown in the history. Idempotent by `request_id`.
+
+    Reasons: REQUEST_ID_REUSED, LIMIT_REACHED, MODEL_ANSWER_INVALID, MODEL_REFUSED_REQUEST, MODEL_RATE_LIMITED,
+    MODEL_UNAVAILABLE, MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT.
+    """
+    SendMessage: _aio.UnaryUnaryMultiCallable[_sms_pb2.SendMessageRequest, _sms_pb2.TextMessage]
+    """Sends a text message. It is accepted here and sent at once afterwards: `status` tells how far it is. Idempotent by
+    `request_id`: a message is sent once, or, where the provider's answer was lost, once or not (`unknown`), never twice.
+
+    Reasons: RECIPIENT_OPTED_OUT, LIMIT_REACHED, REQUEST_ID_REUSED.
+    """
+    ListMessages: _aio.UnaryUnaryMultiCallable[_sms_pb2.ListMessagesRequest, _sms_pb2.ListMessagesResponse]
+    """Lists the caller's text messages, the latest first: those that came in and those that went out.
+
+    Reasons: INVALID_PAGE_TOKEN.
+    """
+    GetMessage: _aio.UnaryUnaryMultiCallable[_sms_pb2.GetMessageRequest, _sms_pb2.TextMessage]
+    """Returns a text message of the caller.
+
+    Reasons: MESSAGE_NOT_FOUND.
+    """
+    ReceiveTwilioMessage: _aio.UnaryUnaryMultiCallable[_sms_pb2.TwilioWebhook, _httpbody_pb2.HttpBody]
+    """Takes a text message that Twilio has received, as a form; answers empty TwiML at once, whatever comes of it. A reply is sent
+    later, by a job. Idempotent by Twilio's id of the message.
+
+    Reasons: WEBHOOK_SIGNATURE_WRONG.
+    """
+    ReceiveTwilioStatus: _aio.UnaryUnaryMultiCallable[_sms_pb2.TwilioWebhook, _httpbody_pb2.HttpBody]
+    """Takes what Twilio says of a message that we sent: in any order, and repeatedly. For a messaging service that has a status URL
+    of its own.
+
+    Reasons: WEBHOOK_SIGNATURE_WRONG.
+    """
+    ReceiveTwilioMessageStatus: _aio.UnaryUnaryMultiCallable[_sms_pb2.TwilioMessageStatusWebhook, _httpbody_pb2.HttpBody]
+    """The same, at the address that Twilio is given with each message: it names the message, so that what is said of it is
+    understood though Twilio's answer to the sending was lost.
+
+    Reasons: WEBHOOK_SIGNATURE_WRONG.
+    """
+    ListOptOuts: _aio.UnaryUnaryMultiCallable[_sms_pb2.ListOptOutsRequest, _sms_pb2.ListOptOutsResponse]
+    """Lists the numbers whose owners want no text messages, the latest first.
+
+    Reasons: INVALID_PAGE_TOKEN.
+    """
     SetConsent: _aio.UnaryUnaryMultiCallable[_sms_pb2.SetConsentRequest, _sms_pb2.Consent]
     """Says whether the caller's verified number may be written to. Also for chat, on behalf of a user who says so in a
     conversation ("don't text me"). Idempotent.
@@ -31,13 +78,108 @@ class SmsServiceStub:
     PurgeUser: _aio.UnaryUnaryMultiCallable[_sms_pb2.PurgeUserRequest, _sms_pb2.PurgeUserResponse]
     """Deletes everything that this service holds of a user, for good: rows, jobs, cache entries, what a provider keeps. For auth,
     which asks until every service has confirmed; whoever is purged has no account any more, and what arrives for them later is
-    not taken. Idempotent; a call made on behalf of a user is refused.
+    not taken. That a number wants no text messages is kept, without whose it was: it holds for the number. Idempotent; a call
+    made on behalf of a user is refused.
 
     Reasons: ACCESS_DENIED.
     """
 
 class SmsServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Text messages of the caller."""
+    """Text messages of the caller, and the webhooks by which a provider brings them."""
+
+    @_abc_1.abstractmethod
+    def DecideReply(
+        self,
+        request: _sms_pb2.DecideReplyRequest,
+        context: _aio.ServicerContext[_sms_pb2.DecideReplyRequest, _abc.Awaitable[_sms_pb2.Decision]],
+    ) -> _abc.Awaitable[_sms_pb2.Decision]:
+        """Decides whether a text asks for an answer, and what to answer: in the user's language, short enough for a text message. The
+        text is judged, never obeyed. Stored, and shown in the history. Idempotent by `request_id`.
+
+        Reasons: REQUEST_ID_REUSED, LIMIT_REACHED, MODEL_ANSWER_INVALID, MODEL_REFUSED_REQUEST, MODEL_RATE_LIMITED,
+        MODEL_UNAVAILABLE, MODEL_ACCESS_REFUSED, MODEL_TIMED_OUT.
+        """
+
+    @_abc_1.abstractmethod
+    def SendMessage(
+        self,
+        request: _sms_pb2.SendMessageRequest,
+        context: _aio.ServicerContext[_sms_pb2.SendMessageRequest, _abc.Awaitable[_sms_pb2.TextMessage]],
+    ) -> _abc.Awaitable[_sms_pb2.TextMessage]:
+        """Sends a text message. It is accepted here and sent at once afterwards: `status` tells how far it is. Idempotent by
+        `request_id`: a message is sent once, or, where the provider's answer was lost, once or not (`unknown`), never twice.
+
+        Reasons: RECIPIENT_OPTED_OUT, LIMIT_REACHED, REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def ListMessages(
+        self,
+        request: _sms_pb2.ListMessagesRequest,
+        context: _aio.ServicerContext[_sms_pb2.ListMessagesRequest, _abc.Awaitable[_sms_pb2.ListMessagesResponse]],
+    ) -> _abc.Awaitable[_sms_pb2.ListMessagesResponse]:
+        """Lists the caller's text messages, the latest first: those that came in and those that went out.
+
+        Reasons: INVALID_PAGE_TOKEN.
+        """
+
+    @_abc_1.abstractmethod
+    def GetMessage(
+        self,
+        request: _sms_pb2.GetMessageRequest,
+        context: _aio.ServicerContext[_sms_pb2.GetMessageRequest, _abc.Awaitable[_sms_pb2.TextMessage]],
+    ) -> _abc.Awaitable[_sms_pb2.TextMessage]:
+        """Returns a text message of the caller.
+
+        Reasons: MESSAGE_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ReceiveTwilioMessage(
+        self,
+        request: _sms_pb2.TwilioWebhook,
+        context: _aio.ServicerContext[_sms_pb2.TwilioWebhook, _abc.Awaitable[_httpbody_pb2.HttpBody]],
+    ) -> _abc.Awaitable[_httpbody_pb2.HttpBody]:
+        """Takes a text message that Twilio has received, as a form; answers empty TwiML at once, whatever comes of it. A reply is sent
+        later, by a job. Idempotent by Twilio's id of the message.
+
+        Reasons: WEBHOOK_SIGNATURE_WRONG.
+        """
+
+    @_abc_1.abstractmethod
+    def ReceiveTwilioStatus(
+        self,
+        request: _sms_pb2.TwilioWebhook,
+        context: _aio.ServicerContext[_sms_pb2.TwilioWebhook, _abc.Awaitable[_httpbody_pb2.HttpBody]],
+    ) -> _abc.Awaitable[_httpbody_pb2.HttpBody]:
+        """Takes what Twilio says of a message that we sent: in any order, and repeatedly. For a messaging service that has a status URL
+        of its own.
+
+        Reasons: WEBHOOK_SIGNATURE_WRONG.
+        """
+
+    @_abc_1.abstractmethod
+    def ReceiveTwilioMessageStatus(
+        self,
+        request: _sms_pb2.TwilioMessageStatusWebhook,
+        context: _aio.ServicerContext[_sms_pb2.TwilioMessageStatusWebhook, _abc.Awaitable[_httpbody_pb2.HttpBody]],
+    ) -> _abc.Awaitable[_httpbody_pb2.HttpBody]:
+        """The same, at the address that Twilio is given with each message: it names the message, so that what is said of it is
+        understood though Twilio's answer to the sending was lost.
+
+        Reasons: WEBHOOK_SIGNATURE_WRONG.
+        """
+
+    @_abc_1.abstractmethod
+    def ListOptOuts(
+        self,
+        request: _sms_pb2.ListOptOutsRequest,
+        context: _aio.ServicerContext[_sms_pb2.ListOptOutsRequest, _abc.Awaitable[_sms_pb2.ListOptOutsResponse]],
+    ) -> _abc.Awaitable[_sms_pb2.ListOptOutsResponse]:
+        """Lists the numbers whose owners want no text messages, the latest first.
+
+        Reasons: INVALID_PAGE_TOKEN.
+        """
 
     @_abc_1.abstractmethod
     def SetConsent(
@@ -71,7 +213,8 @@ class SmsServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_sms_pb2.PurgeUserResponse]:
         """Deletes everything that this service holds of a user, for good: rows, jobs, cache entries, what a provider keeps. For auth,
         which asks until every service has confirmed; whoever is purged has no account any more, and what arrives for them later is
-        not taken. Idempotent; a call made on behalf of a user is refused.
+        not taken. That a number wants no text messages is kept, without whose it was: it holds for the number. Idempotent; a call
+        made on behalf of a user is refused.
 
         Reasons: ACCESS_DENIED.
         """

@@ -285,6 +285,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The token of another issuer is good, but belongs to no account here.
       PERMISSION_DENIED {"reason": "EXTERNAL_IDENTITY_UNKNOWN", "metadata": {"issuer": "https://app.example.com"}}
     """
+    ERROR_REASON_WEBHOOK_SIGNATURE_WRONG: _ErrorReason.ValueType  # 130
+    """The webhook was not signed by the provider: by another token, for another URL, or not at all.
+      PERMISSION_DENIED {"reason": "WEBHOOK_SIGNATURE_WRONG", "metadata": {}}
+    """
+    ERROR_REASON_MODEL_ANSWER_INVALID: _ErrorReason.ValueType  # 131
+    """Twice the model's answer was not what it was asked for. Try again.
+      UNAVAILABLE {"reason": "MODEL_ANSWER_INVALID", "metadata": {"model": "gpt-5-mini"}}
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. A client may branch on the reason; the message is for people and may change."""
@@ -551,5 +559,13 @@ ERROR_REASON_ORIGIN_NOT_ALLOWED: ErrorReason.ValueType  # 121
 ERROR_REASON_EXTERNAL_IDENTITY_UNKNOWN: ErrorReason.ValueType  # 122
 """The token of another issuer is good, but belongs to no account here.
   PERMISSION_DENIED {"reason": "EXTERNAL_IDENTITY_UNKNOWN", "metadata": {"issuer": "https://app.example.com"}}
+"""
+ERROR_REASON_WEBHOOK_SIGNATURE_WRONG: ErrorReason.ValueType  # 130
+"""The webhook was not signed by the provider: by another token, for another URL, or not at all.
+  PERMISSION_DENIED {"reason": "WEBHOOK_SIGNATURE_WRONG", "metadata": {}}
+"""
+ERROR_REASON_MODEL_ANSWER_INVALID: ErrorReason.ValueType  # 131
+"""Twice the model's answer was not what it was asked for. Try again.
+  UNAVAILABLE {"reason": "MODEL_ANSWER_INVALID", "metadata": {"model": "gpt-5-mini"}}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

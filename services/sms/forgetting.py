@@ -1,0 +1,34 @@
+"""Forgetting: the job that has the provider delete what it keeps of a text of somebody who is gone."""
+
+from typing import Final
+
+import structlog
+
+from services.runtime.jobs import Jobs
+from services.sms.erasure_store import FORGET_JOB
+from services.sms.provider.provider import Provider, UnansweredError
+from services.sms.refusals import sms_unavailable
+
+log = structlog.get_logger(__name__)
+
+# Over some hours: a text that is under way cannot be deleted at once.
+_TRIES: Final = 50
+
+
+class Forgetting:
+    """Has the provider forget texts."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+
+    def register(self, jobs: Jobs) -> None:
+        """Makes this the handler of the job that forgets."""
+        jobs.register(FORGET_JOB, self.forget, tries=_TRIES)
+
+    async def forget(self, provider_message_id: str) -> None:
+        """Forgets one text. Idempotent. Raises Unavailable, which repeats the job, until the provider has confirmed it."""
+        try:
+            await self._provider.forget(provider_message_id)
+        except UnansweredError as error:
+            log.warning("sms.not_forgotten", error=str(error))
+            raise sms_unavailable() from None

@@ -1,0 +1,1 @@
+"""Who carries text messages: the seam, Twilio, and a console for work without an account."""

@@ -1,0 +1,110 @@
+"""A user goes: nothing of them stays but that a number wants no texts, which names nobody."""
+
+import asyncio
+
+import grpc
+
+from parley.sms.v1 import sms_pb2
+from tests.chat.service import refusal
+from tests.sms.peers import ChatStandIn, PeopleStandIn
+from tests.sms.service import SmsProcess, User, eventually, new_sid
+from tests.sms.twilio_stand_in import TwilioStandIn
+
+ANA, BEN = "+14155550101", "+14155550102"
+
+
+async def _purge(sms: SmsProcess, user_id: str) -> None:
+    await sms.sms.PurgeUser(sms_pb2.PurgeUserRequest(user_id=user_id), metadata=sms.as_auth(), timeout=10)
+
+
+async def _holdings(sms: SmsProcess, user: User) -> str:
+    tables = ("messages", "calls", "decisions", "seen_numbers", "consents", "consent_events", "procrastinate_jobs")
+    rows = [await sms.rows(f"select t::text from {table} t") for table in tables]  # noqa: S608
+    return str([row for found in rows for row in found if user.id in str(row)])
+
+
+async def _live(user: User, number: str, sms: SmsProcess) -> None:
+    await sms.text_in(number, "Hello?")
+    await sms.text_in(number, "Help")
+    await user.send("+14155550190", "Hello")
+    await user.decide("Are you coming?")
+    await user.record_call()
+    await sms.call_in(new_sid("CA"), "completed", From=number)
+    await sms.settled()
+    await sms.text_in(number, "STOP")
+    await sms.settled()
+
+
+async def test_everything_goes_and_what_others_have_stays(
+    sms: SmsProcess, people: PeopleStandIn, chat: ChatStandIn, twilio: TwilioStandIn
+) -> None:
+    ana, ben = sms.user(people.add(ANA)), sms.user(people.add(BEN))
+    # From before the number was anybody's.
+    people.is_away = True
+    await sms.rows(
+        "insert into messages (direction, kind, phone_number, text, status, answer, provider_message_id)"
+        " values ('inbound', 'text', %s, 'Early words', 'received', 'unmatched', 'SM-early')", ANA,
+    )  # fmt: skip
+    people.is_away = False
+    for user, number in ((ana, ANA), (ben, BEN)):
+        await _live(user, number, sms)
+    before = (await ben.read_history()).entries
+    assert len(before) > 4
+    own = await sms.rows("select provider_message_id from messages where user_id = %s or text = 'Early words'", ana.id)
+    await _purge(sms, ana.id.upper())
+    await _purge(sms, ana.id)
+    await sms.settled()
+    # The provider has deleted what it had of them, and what it did not know is no error.
+    assert sorted(twilio.deleted) == sorted(sid for (sid,) in own if sid)
+    assert await _holdings(sms, ana) == "[]"
+    assert await sms.rows("select count(*) from messages where phone_number = %s", ANA) == [(0,)]
+    assert (await ben.read_history()).entries == before
+    # The number's owner has said stop, and that holds, whoever asks.
+    assert await sms.rows("select is_opted_out from consents where phone_number = %s", ANA) == [(True,)]
+    assert (await refusal(ben.send(ANA, "Hello"))).reason == "RECIPIENT_OPTED_OUT"
+    assert chat.asked
+
+
+async def test_what_comes_later_is_not_taken(sms: SmsProcess, people: PeopleStandIn) -> None:
+    ana = sms.user(people.add(ANA))
+    await _purge(sms, ana.id)
+    for call in (ana.send(BEN, "Hello"), ana.decide("Are you coming?"), ana.record_call()):
+        refused = await refusal(call)
+        assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "USER_NOT_FOUND")
+    # Auth goes on saying that the number is theirs, for a moment.
+    await sms.text_in(ANA, "Hello?")
+    await sms.call_in(new_sid("CA"), "completed", From=ANA)
+    await sms.settled()
+    assert await sms.answers_of(ANA) == ["unmatched"]
+    assert await _holdings(sms, ana) == "[]"
+
+
+async def test_a_reply_that_is_being_written_is_not_sent(
+    sms: SmsProcess, people: PeopleStandIn, chat: ChatStandIn, twilio: TwilioStandIn
+) -> None:
+    ana = sms.user(people.add(ANA))
+    chat.hold = asyncio.Event()
+    await sms.text_in(ANA, "Hello?")
+    await eventually(lambda: bool(chat.asked))
+    await _purge(sms, ana.id)
+    chat.hold.set()
+    await sms.settled()
+    assert twilio.taken == []
+    assert await _holdings(sms, ana) == "[]"
+
+
+async def test_many_writers_and_a_purge_leave_nothing(sms: SmsProcess, people: PeopleStandIn) -> None:
+    ana = sms.user(people.add(ANA))
+
+    async def write(number: int) -> None:
+        await asyncio.sleep(number * 0.002)
+        await asyncio.gather(
+            ana.send(f"+1415555{number:04d}", "Hello"), ana.record_call(), sms.text_in(ANA, "Hi"), return_exceptions=True
+        )
+
+    writing = [asyncio.create_task(write(number)) for number in range(20)]
+    await asyncio.sleep(0.03)
+    await _purge(sms, ana.id)
+    await asyncio.gather(*writing)
+    await sms.settled()
+    assert await _holdings(sms, ana) == "[]"
