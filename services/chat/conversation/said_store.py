@@ -65,10 +65,9 @@ class SaidStore:
             statement = statement.where(sa.tuple_(_said.c.create_time, _said.c.id) < key)
         async with self._database.transaction(user_id=user_id) as connection:
             rows = await connection.execute(statement)
-            return [_turn(row) for row in rows]
+            return [_turn(*row) for row in rows]
 
 
-def _turn(row: Sequence[Any]) -> SaidTurn:
-    *plain, input_tokens, cached_tokens, output_tokens, reasoning_tokens = row
-    usage = None if input_tokens is None else Usage(input_tokens, cached_tokens, output_tokens, reasoning_tokens)
-    return SaidTurn(*plain, usage=usage)
+def _turn(*values: Any) -> SaidTurn:
+    plain, tokens = values[: -len(_TOKENS)], values[-len(_TOKENS) :]
+    return SaidTurn(*plain, None if tokens[0] is None else Usage(*tokens))
