@@ -193,5 +193,4 @@ def _conditions(wanted: UserFilter) -> list[ColumnElement[bool]]:
 
 def _begins(column: ColumnElement[str], prefix: str) -> ColumnElement[bool]:
     """As a range in the order of bytes: LIKE is not leakproof, and would not use the index under row-level security."""
-    low = func.lower(prefix)
-    return and_(column.op("~>=~")(low), column.op("~<~")(low + _LAST_CHARACTER))
+    return and_(column.op("~>=~")(func.lower(prefix)), column.op("~<~")(func.lower(prefix + _LAST_CHARACTER)))

@@ -15,17 +15,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.chat.conversation.store import LOG_KEPT_SECONDS
 from services.chat.generation_store import FORGET_RESPONSES, defer_forgetting
 from services.chat.log.entries import KEY
-from services.chat.mcp.schema import mcp_servers
 from services.chat.schema import conversations, generations
-from services.chat.tasks.schema import task_changes, task_counters, tasks
-from services.chat.usage.schema import token_reservations, usage_days
 from services.runtime.database import Database, interval
 from services.runtime.jobs import Jobs
 from services.runtime.purging import hold_keys
 
 _CONVERSATIONS_AT_ONCE: Final = 50
 _ROWS_AT_ONCE: Final = 5_000
-_TABLES: Final = (tasks, task_changes, task_counters, mcp_servers, usage_days, token_reservations)
+# By their names: their own code stands above this.
+_TABLES: Final = tuple(
+    sa.table(name, sa.column("user_id", sa.Uuid(as_uuid=False)))
+    for name in ("tasks", "task_changes", "task_counters", "mcp_servers", "usage_days", "token_reservations")
+)
 # What is owed of a deleted user is owed to nobody, but for what the provider keeps. A job that is being done right now ends,
 # and is found by the next call.
 _DROP_JOBS: Final = sa.text(
