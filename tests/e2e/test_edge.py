@@ -10,7 +10,6 @@ import pytest
 
 from suite.certificates import write_certificates
 from tests.e2e.harness import PASSWORD, Suite, environment, reason_of
-from tests.suite_process import free_ports
 
 ME, COMPLETIONS = "/api/v1/auth/me", "/api/v1/chat/completions"
 
@@ -92,8 +91,7 @@ async def test_a_service_takes_no_plain_connection(guarded: Suite) -> None:
 
 
 async def test_a_suite_without_limits_starts_no_limiter(tmp_path: Path) -> None:
-    port = free_ports(1)[0]
-    suite = await Suite.start(environment(tmp_path, LIMITS_ENABLED="false", PARLEY_LIMITER_PORT=str(port)))
+    suite = await Suite.start(environment(tmp_path, LIMITS_ENABLED="false"))
     try:
         async with httpx2.AsyncClient(base_url=suite.url, trust_env=False) as client:
             token = await register(client, "ana")
@@ -101,6 +99,6 @@ async def test_a_suite_without_limits_starts_no_limiter(tmp_path: Path) -> None:
             assert answer.status_code == 200
             assert "ratelimit-limit" not in answer.headers
             with pytest.raises(httpx2.ConnectError):
-                await client.get(f"http://127.0.0.1:{port}/")
+                await client.get(f"http://127.0.0.1:{suite.port('LIMITER')}/")
     finally:
         assert await suite.stop() == 0
