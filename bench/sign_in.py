@@ -5,7 +5,7 @@ password: under the names of accounts, of accounts without a password, and under
 time. Of each kind it prints the median and the tenth and ninetieth percentile, and how often a name that there is took
 longer than one that there is not: 0.5 is what chance gives.
 
-    python -m bench.sign_in --names 200 --rounds 3
+    python -m bench.sign_in --names 60 --rounds 3
 """
 
 import argparse
@@ -115,7 +115,7 @@ def taking_longer(times: Sequence[float], others: Sequence[float]) -> float:
 def main() -> int:
     """Measures, and prints."""
     parser = argparse.ArgumentParser(prog="bench.sign_in")
-    parser.add_argument("--names", type=int, default=200)
+    parser.add_argument("--names", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
     said = parser.parse_args()
     configure("bench", level="ERROR", log_format="text")
