@@ -47,7 +47,7 @@ _Dumper.add_representer(str, _text)
 
 def bootstrap(settings: EdgeSettings, descriptors: FileDescriptorSet, *, directory: Path) -> Config:
     """The whole configuration; `directory` is where Envoy finds parley.binpb and web/."""
-    rpcs = tuple(rpc for rpc in exposed_rpcs(descriptors) if rpc.owner in settings.endpoints())
+    rpcs = exposed_rpcs(descriptors)
     listeners = [_edge_listener(settings, rpcs, directory), _jwks_listener(settings, rpcs, directory)]
     return {
         "admin": {"address": socket_address(settings.edge_admin_address)},

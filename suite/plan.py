@@ -195,6 +195,7 @@ class Plan:
             environment["WORKLOAD_DIGESTS_FILE"] = str(credentials.digests_file(WORKLOADS))
             environment["CHAT_TARGET"] = self.settings.service("chat").target
             environment["MEMORY_TARGET"] = self.settings.service("memory").target
+            environment["SMS_TARGET"] = self.settings.service("sms").target
             environment.setdefault("SEALING_KEY", credentials.sealing_key("auth"))
             return environment
         environment["AUTH_TARGET"] = self.settings.service("auth").target

@@ -265,7 +265,13 @@ def _open_preferences(settings: ChatSettings, parts: AsyncExitStack, tokens: Ser
 
 def _open_sms(settings: ChatSettings, parts: AsyncExitStack, tokens: ServiceTokens) -> SmsTools:
     timeout_seconds = settings.peer_timeout_seconds
-    channel = open_channel(settings.sms_target, audience="sms", tokens=tokens, timeout_seconds=timeout_seconds)
+    channel = open_channel(
+        settings.sms_target,
+        audience="sms",
+        tokens=tokens,
+        timeout_seconds=timeout_seconds,
+        tls=Tls.from_settings(settings),
+    )
     parts.push_async_callback(channel.close)
     return SmsTools(SmsClient(channel, timeout_seconds=timeout_seconds))
 

@@ -17,6 +17,7 @@ from services.runtime.peers import ServiceTokens
 from services.runtime.process import run
 from services.runtime.server import GrpcServer, Mount, serve
 from services.runtime.small_jobs import SmallJobs
+from services.runtime.tls import Tls
 from services.sms.answering import Answering
 from services.sms.call_servicer import CallServicer
 from services.sms.call_store import CallStore
@@ -159,10 +160,10 @@ def _sms_parts(  # noqa: PLR0913 - what the servicer calls
 
 
 def _open_peers(settings: SmsSettings, parts: AsyncExitStack, tokens: ServiceTokens) -> tuple[People, Conversations]:
-    timeout_seconds = settings.peer_timeout_seconds
+    timeout_seconds, tls = settings.peer_timeout_seconds, Tls.from_settings(settings)
 
     def channel(target: str, audience: str) -> grpc.aio.Channel:
-        opened = open_channel(target, audience=audience, tokens=tokens, timeout_seconds=timeout_seconds)
+        opened = open_channel(target, audience=audience, tokens=tokens, timeout_seconds=timeout_seconds, tls=tls)
         parts.push_async_callback(opened.close)
         return opened
 
