@@ -149,6 +149,29 @@ async def test_what_was_queued_before_a_stop_is_blocked_after_it(
     assert ["you will get no more texts" in one for one in twilio.to(BEN)] == [True]
 
 
+async def test_a_claim_waits_for_a_stop_that_has_not_committed_and_heeds_it(sms: SmsProcess, twilio: TwilioStandIn) -> None:
+    ana = sms.user()
+    await sms.text_in(BEN, "Hi")
+    await sms.settled()
+    async with await psycopg.AsyncConnection.connect(sms.database.migration_url) as stopping:
+        await stopping.execute("select set_config('parley.scope', 'service', true)")
+        await stopping.execute(
+            "update consents set is_opted_out = true, epoch = epoch + 1, source = 'keyword', change_time = now()"
+            " where phone_number = %s", [BEN],
+        )  # fmt: skip
+        sent = await ana.send(BEN, "Hello")
+        for _ in range(400):
+            if await sms.rows("select 1 from pg_locks where not granted"):
+                break
+            await asyncio.sleep(0.02)
+        else:
+            raise AssertionError("the claim does not wait")
+        assert twilio.attempts == 0
+        await stopping.commit()
+    await sms.settled()
+    assert ((await ana.message(sent.id)).status, twilio.attempts) == ("blocked", 0)
+
+
 async def test_the_database_refuses_a_claim_whoever_makes_it(sms: SmsProcess) -> None:
     await sms.text_in(ANA, "STOP")
     await sms.settled()

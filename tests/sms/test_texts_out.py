@@ -136,8 +136,8 @@ async def test_what_is_not_found_becomes_unknown_and_a_report_may_still_tell(
 async def _claimed(sms: SmsProcess, *, age_seconds: int) -> None:
     """Waits until the provider was asked and has not answered, and lets so much time pass."""
     for _ in range(400):
-        if await sms.rows("select from messages where status = 'sending'") and not await sms.rows(
-            "select from procrastinate_jobs where status in ('todo', 'doing')"
+        if await sms.rows("select 1 from messages where status = 'sending'") and not await sms.rows(
+            "select 1 from procrastinate_jobs where status in ('todo', 'doing')"
         ):
             break
         await asyncio.sleep(0.02)
@@ -150,7 +150,7 @@ async def test_two_of_the_same_text_are_two_and_each_is_found(start_sms: Start, 
         twilio.faults += ["cut_after", "cut_after"]
         both = [await ana.send(BEN, "Hello"), await ana.send(BEN, "Hello")]
         for _ in range(400):
-            if len(twilio.taken) == 2 and not await sms.rows("select from procrastinate_jobs"):
+            if len(twilio.taken) == 2 and not await sms.rows("select 1 from procrastinate_jobs"):
                 break
             await asyncio.sleep(0.02)
         await _claimed(sms, age_seconds=60)

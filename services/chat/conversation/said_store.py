@@ -70,4 +70,5 @@ class SaidStore:
 
 def _turn(*values: Any) -> SaidTurn:
     plain, tokens = values[: -len(_TOKENS)], values[-len(_TOKENS) :]
-    return SaidTurn(*(*plain, None if tokens[0] is None else Usage(*tokens)))
+    turn = (*plain, None if tokens[0] is None else Usage(*tokens))
+    return SaidTurn(*turn)
