@@ -14,6 +14,8 @@ from simulator.control import Control
 from tests.e2e.harness import Client, Suite, environment
 
 QUIET = {"EXTRACTION_ENABLED": "false", "SUMMARIES_ENABLED": "false"}
+# By which a webhook is Twilio's; texts go to the console all the same.
+TWILIO_TOKEN = "a-token-of-twilio"
 # What a person would be left to finish speaking for.
 SOON = {
     "EXTRACTION_DELAY_SECONDS": "0.2",
@@ -27,7 +29,9 @@ SOON = {
 @pytest.fixture(scope="session")
 async def suite() -> AsyncIterator[Suite]:
     with tempfile.TemporaryDirectory(prefix="parley-e2e-", ignore_cleanup_errors=True) as folder:
-        started = await Suite.start(environment(Path(folder), **QUIET, PARLEY_CHAT_PROCESSES="2"))
+        started = await Suite.start(
+            environment(Path(folder), **QUIET, PARLEY_CHAT_PROCESSES="2", TWILIO_AUTH_TOKEN=TWILIO_TOKEN)
+        )
         yield started
         assert await started.stop() == 0
 
