@@ -6,7 +6,7 @@ Every transaction says on whose behalf it runs, and row-level security holds it 
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from types import MappingProxyType
@@ -63,6 +63,7 @@ class Database:
         self.on_driver_statement: Callable[[str], None] | None = None
         """Hears of the statements that SQLAlchemy's events do not tell of."""
         self._lanes: list[Lane] = []
+        self._returning: set[asyncio.Future[None]] = set()
 
     def lane(self, *, size: int) -> "Lane":
         """Keeps up to `size` connections of the pool for a path that is run often. Closed with the database."""
@@ -95,9 +96,8 @@ class Database:
             yield connection
             await connection.commit()
         finally:
-            # Rolls back what was not committed and gives the connection back. Shielded: a task that is cancelled once
-            # more meanwhile must not lose the connection to the pool.
-            await asyncio.shield(connection.close())
+            # Rolls back what was not committed.
+            await self.give_back(connection.close())
 
     async def begun(self, begin: str) -> AsyncConnection:
         """A connection with the identity set. A pooled one that died meanwhile is replaced once: nothing ran on it."""
@@ -113,9 +113,16 @@ class Database:
         try:
             await connection.exec_driver_sql(begin)
         except BaseException:
-            await asyncio.shield(connection.close())
+            await self.give_back(connection.close())
             raise
         return connection
+
+    async def give_back(self, returning: Coroutine[Any, Any, None]) -> None:
+        """Runs the return of a connection to the end, which a task that is cancelled meanwhile does not wait for."""
+        task = asyncio.ensure_future(returning)
+        self._returning.add(task)
+        task.add_done_callback(self._returning.discard)
+        await asyncio.shield(task)
 
     async def check_role(self) -> None:
         """Raises UnsafeRoleError when the role is a superuser, bypasses row-level security or owns the tables."""
@@ -128,9 +135,11 @@ class Database:
             )
 
     async def close(self) -> None:
-        """Closes every connection."""
+        """Closes every connection, those too that are still on their way back."""
         for lane in self._lanes:
             await lane.close()
+        if self._returning:
+            await asyncio.wait(self._returning, timeout=STATEMENT_TIMEOUT_SECONDS)
         await self.engine.dispose()
 
 
@@ -190,12 +199,12 @@ class Lane:
                 yield transaction
                 await transaction.commit()
             except BaseException:
-                await asyncio.shield(_given_back(connection, driver))
+                await self._database.give_back(_given_back(connection, driver))
                 raise
             if asyncio.get_running_loop().time() - since < _HELD_SECONDS:
                 self._idle.append((connection, driver, since))
             else:
-                await asyncio.shield(connection.close())
+                await self._database.give_back(connection.close())
 
     async def _begun(self, begin: str) -> tuple[AsyncConnection, "psycopg.AsyncConnection[Any]", float]:
         """A connection with the identity set: one that is held, if that lives, or one of the pool."""
@@ -206,7 +215,7 @@ class Lane:
                 with _as_sqlalchemy(connection):
                     await driver.execute(begin.encode())
             except BaseException as error:
-                await asyncio.shield(_given_back(connection, driver))
+                await self._database.give_back(_given_back(connection, driver))
                 # Nothing ran on it: one that died meanwhile is replaced.
                 if not isinstance(error, exc.OperationalError):
                     raise

@@ -162,7 +162,7 @@ TABLE: dict[str, Line] = {
     "parley.sms.v1.SmsService.ReceiveTwilioStatus": _line(),
     "parley.sms.v1.SmsService.SendMessage": _line({"phone_number": "{phone}", "text": "Hello {new}"}),
     "parley.sms.v1.SmsService.SendVerificationCode": _line(
-        {"phone_number": "{phone}", "code": "123456", "request_id": "{new}", "user_id": "{owner}"},
+        {"phone_number": "{phone}", "code": "123456", "request_id": "{uuid}", "user_id": "{owner}"},
         good=f"OK {_AUTH_ALONE}", as_user=False,
     ),
     "parley.sms.v1.SmsService.SetConsent": _line({"opted_out": False}, good="OK FAILED_PRECONDITION"),

@@ -1,7 +1,9 @@
 """Transactions on a real Postgres: whose rows they see, how they end, what is left on a pooled connection."""
 
 import asyncio
+import gc
 import uuid
+import warnings
 from collections.abc import AsyncIterator
 
 import psycopg
@@ -201,3 +203,30 @@ async def test_superuser_owner_and_bypassing_roles_are_refused(scratch: ServiceD
         with_target(scratch.url, database="parley_scratch", login=(f"scratch_{one}", "x")) for one in ("bypasser", "heir")
     ]
     assert [await _is_refused(url) for url in urls] == [True] * 4
+
+
+async def test_what_is_given_back_late_is_closed_too(scratch: ServiceDatabase) -> None:
+    """A task that is cancelled twice leaves its connection on the way back to the pool; the end waits for it."""
+    ending = open_database(scratch.url)
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        async with ending.service_transaction():
+            begun.set()
+            await asyncio.sleep(60)
+
+    tasks = [asyncio.create_task(work()) for _ in range(3)]
+    await begun.wait()
+    await asyncio.sleep(0.1)
+    for task in tasks:
+        task.cancel()
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        await ending.close()
+        await asyncio.sleep(0.2)
+        gc.collect()
+    assert [str(one.message) for one in warned if issubclass(one.category, ResourceWarning)] == []
