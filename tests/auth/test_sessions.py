@@ -97,8 +97,8 @@ async def test_a_list_and_the_own_account_take_one_query_each(auth: RunningAuth,
     with auth.noted_statements() as for_sign_in:
         await auth.login(person.username)
     assert (len(for_list), len(for_account)) == (1, 1)
-    # The account, its lock, surplus sessions, the session, its refresh token.
-    assert len(for_sign_in) == 5
+    # The account, its delay, the failures that are forgotten, its lock, surplus sessions, the audit, the session, its token.
+    assert len(for_sign_in) == 8
 
 
 async def test_a_revoked_session_is_over_and_leaves_the_list(auth: RunningAuth, person: Person) -> None:
