@@ -38,7 +38,7 @@ async def test_without_the_package_the_start_says_what_to_install() -> None:
 def tiny_model(folder: Path) -> str:
     """A bag of words with vectors of chance: made here, since a test downloads nothing."""
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - optional
-    from sentence_transformers.models import BoW  # noqa: PLC0415
+    from sentence_transformers.sentence_transformer.modules import BoW  # noqa: PLC0415
 
     model = SentenceTransformer(modules=[BoW(vocab=list(WORDS))], device="cpu")
     model.save(str(folder))
