@@ -79,7 +79,7 @@ async def test_everything_goes_and_what_was_under_way_brings_nothing_back(rememb
     others = [asyncio.create_task(go_on()) for _ in range(3)]
     await asyncio.sleep(0.5)
     begun = await person.call("DELETE", "/api/v1/users/me")
-    assert [one["service"] for one in begun["services"]] == ["chat", "memory"]
+    assert [one["service"] for one in begun["services"]] == ["chat", "memory", "sms"]
 
     async def done() -> Json | None:
         found = await admin.call("GET", f"/api/v1/admin/deletions/{user_id}")

@@ -18,7 +18,7 @@ from simulator.control import Control, Fault, ScriptedAnswer
 from simulator.server import Running, running
 from tests.e2e.harness import Client, Json, Suite, environment
 
-METRICS = ("AUTH_METRICS", "CHAT_METRICS", "MEMORY_METRICS", "EDGE_ADMIN")
+METRICS = ("AUTH_METRICS", "CHAT_METRICS", "MEMORY_METRICS", "SMS_METRICS", "LIMITER_METRICS", "EDGE_ADMIN")
 # No address answers there: the call fails after the header was read.
 NOWHERE = "http://127.0.0.1:9/mcp"
 
@@ -96,7 +96,11 @@ async def told(suite: Suite, client: Client) -> dict[str, str]:
     async with httpx2.AsyncClient(timeout=10) as http:
         for name in METRICS:
             path = "/stats/prometheus" if name == "EDGE_ADMIN" else "/metrics"
-            answer = await http.get(f"http://127.0.0.1:{suite.port(name)}{path}")
+            try:
+                answer = await http.get(f"http://127.0.0.1:{suite.port(name)}{path}")
+            except httpx2.ConnectError:
+                lines = [line for line in suite.output if b"rpc.answered" not in line]
+                raise AssertionError(f"{name} does not answer: {b''.join(lines[-30:]).decode()}") from None
             assert answer.status_code == 200, name
             pages[name] = answer.text
     pages["health"] = (await client.http.get("/health")).text
@@ -106,11 +110,13 @@ async def told(suite: Suite, client: Client) -> dict[str, str]:
 
 async def test_nothing_that_was_planted_is_told(talkative: Suite, provider: Running) -> None:
     client = await Client(talkative.url).register()
-    words, errors = await everything_that_may_fail(client, provider.control)
-    # What is owed for these turns is done, or fails, and says so.
-    await asyncio.sleep(2)
-    pages = await told(talkative, client)
-    await client.close()
+    try:
+        words, errors = await everything_that_may_fail(client, provider.control)
+        # What is owed for these turns is done, or fails, and says so.
+        await asyncio.sleep(2)
+        pages = await told(talkative, client)
+    finally:
+        await client.close()
     assert len(errors) >= 8, "the ways that fail have failed"
     assert client.user["id"] in pages["log"], "the log is that of these calls"
     assert "parley_" in pages["CHAT_METRICS"]

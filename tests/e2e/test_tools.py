@@ -67,7 +67,7 @@ async def test_without_the_option_there_are_no_task_tools(client: Client, contro
     events = await said(client, "add a task to buy groceries")
     assert calls_of(events) == []
     offered = (await control.requests("responses"))[0].body["tools"]
-    assert [tool["name"] for tool in offered] == ["remember", "recall", "forget"]
+    assert [tool["name"] for tool in offered] == ["remember", "recall", "forget", "set_text_messages"]
 
 
 async def test_a_repeated_turn_adds_its_task_once(client: Client) -> None:

@@ -155,8 +155,9 @@ async def test_writers_at_the_same_time_bring_nothing_back(
                         raise
 
         writers = [asyncio.create_task(write(each)) for each in (memory, other) * 3]
-        await asyncio.sleep(1)
-        assert written
+        async with asyncio.timeout(30):
+            while written < len(writers):
+                await asyncio.sleep(0.05)
         await purged(memory, user_id)
         stop.set()
         await asyncio.gather(*writers)
