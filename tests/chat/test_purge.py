@@ -183,11 +183,14 @@ async def test_nobody_writes_for_them_any_more(
     assert await left(database, CANARY, user.id) == []
 
 
+_WRITERS = 6
+
+
 async def test_writers_at_the_same_time_bring_nothing_back(
     start_chat: Start, issuer: Issuer, database: ServiceDatabase
 ) -> None:
     async with start_chat() as here, start_chat() as there:
-        user, stop, written = here.user(), asyncio.Event(), 0
+        user, stop, enough, written = here.user(), asyncio.Event(), asyncio.Event(), 0
         allowed = {"USER_DELETED", "CONVERSATION_NOT_FOUND", "CONFLICT", "GENERATION_INTERRUPTED", "CONVERSATION_BUSY"}
 
         async def write(through: User) -> None:
@@ -200,14 +203,16 @@ async def test_writers_at_the_same_time_bring_nothing_back(
                     done = await through.create(CANARY, conversation_id=conversation_id)
                     conversation_id = done.conversation_id
                     written += 1
+                    if written > _WRITERS:
+                        enough.set()
                 except grpc.aio.AioRpcError as error:
                     if unpacked(error).reason not in allowed:
                         raise
                     conversation_id = ""
 
-        writers = [asyncio.create_task(write(each)) for each in (user, user.at(there)) * 3]
-        await asyncio.sleep(1.5)
-        assert written
+        writers = [asyncio.create_task(write(each)) for each in (user, user.at(there)) * (_WRITERS // 2)]
+        async with asyncio.timeout(30):
+            await enough.wait()
         await purged(here, user.id, issuer)
         stop.set()
         await asyncio.gather(*writers)

@@ -132,10 +132,13 @@ async def test_a_late_report_of_turns_costs_the_others_in_it_nothing(
     assert await fetch(database, "select count(*) from turns where user_id = %s", living) == [(1,)]
 
 
+_WRITERS = 6
+
+
 async def test_writers_at_the_same_time_bring_nothing_back(
     start_memory: Start, memory: MemoryService, database: ServiceDatabase, redis_url: str
 ) -> None:
-    user_id, stop, written = memory.user_id, asyncio.Event(), 0
+    user_id, stop, enough, written = memory.user_id, asyncio.Event(), asyncio.Event(), 0
     async with start_memory() as other:
         other.user_id = user_id
 
@@ -150,14 +153,15 @@ async def test_writers_at_the_same_time_bring_nothing_back(
                     await through.assemble(conversation_id)
                     await through.add_memory(f"likes {CANARY} {new_id()}")
                     written += 1
+                    if written > _WRITERS:
+                        enough.set()
                 except grpc.aio.AioRpcError as error:
                     if reason_of(error) not in {"USER_DELETED", "CONFLICT"}:
                         raise
 
-        writers = [asyncio.create_task(write(each)) for each in (memory, other) * 3]
+        writers = [asyncio.create_task(write(each)) for each in (memory, other) * (_WRITERS // 2)]
         async with asyncio.timeout(30):
-            while written < len(writers):
-                await asyncio.sleep(0.05)
+            await enough.wait()
         await purged(memory, user_id)
         stop.set()
         await asyncio.gather(*writers)
