@@ -14,6 +14,7 @@ from suite.parts import Part
 
 FIRST_DELAY_SECONDS = 0.5
 GREATEST_DELAY_SECONDS = 30.0
+CANCEL_AGAIN_SECONDS = 1.0
 STEADY_SECONDS = 60.0  # after that long, an end is a first one again
 
 
@@ -119,10 +120,16 @@ class Supervisor:
         if not self._loss.done():
             self._loss.set_exception(error)
 
-    async def _stop(self) -> None:
-        for watch in self._watches:
-            watch.cancel()
+    async def _end_watches(self) -> None:
+        """A cancellation that meets the end of a wait may be lost: whoever goes on is cancelled again."""
+        while going := {watch for watch in self._watches if not watch.done()}:
+            for watch in going:
+                watch.cancel()
+            await asyncio.wait(going, timeout=CANCEL_AGAIN_SECONDS)
         await asyncio.gather(*self._watches, return_exceptions=True)
+
+    async def _stop(self) -> None:
+        await self._end_watches()
         self._loss.cancel()
         faults: list[BaseException] = []
         for level in sorted(self._levels, reverse=True):

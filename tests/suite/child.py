@@ -2,7 +2,7 @@
 
 It says when it is ready by a file, notes its end in `order`, and misbehaves as its mode says: `good`, `stubborn` (ignores
 SIGTERM), `broken` (ends at once), `settings` (ends like a service with a bad setting), `fragile` (ends when a file `break`
-appears), `parent` (has a child of its own).
+appears), `parent` (has a child of its own), `deaf` (good; whoever asks whether it is ready again is not cancelled at once).
 """
 
 import signal

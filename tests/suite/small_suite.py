@@ -22,6 +22,8 @@ PATIENCE_SECONDS = 20.0
 
 def part(folder: Path, name: str, mode: str, terminal: Terminal) -> ProgramPart:
     async def is_ready() -> bool:
+        if mode == "deaf" and (folder / "once").exists():
+            return await _loses_a_cancellation(folder)
         return (folder / f"{name}.ready").exists()
 
     return ProgramPart(
@@ -34,6 +36,16 @@ def part(folder: Path, name: str, mode: str, terminal: Terminal) -> ProgramPart:
         is_ready=is_ready,
         ladder=(Rung(signal.SIGTERM, PATIENCE_SECONDS),),
     )
+
+
+async def _loses_a_cancellation(folder: Path) -> bool:
+    """As a library's wait may that ends in the same moment."""
+    (folder / "asked").touch()
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        return True
+    return False
 
 
 async def run(folder: Path, wanted: list[str]) -> None:

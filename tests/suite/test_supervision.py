@@ -130,6 +130,18 @@ async def test_a_child_that_is_killed_is_started_again(folder: Path) -> None:
     assert (await outcome(suite))[0] == 0
 
 
+async def test_a_stop_while_a_child_is_started_again_ends_all_though_its_first_word_is_lost(folder: Path) -> None:
+    suite = await start_small(folder, "calm=good:0", "one=deaf:1")
+    await read_until(suite, "READY")
+    (folder / "once").touch()
+    next(process for process in marked(folder) if "deaf" in process.cmdline()).kill()
+    while not (folder / "asked").exists():  # noqa: ASYNC110 - another process makes it
+        await asyncio.sleep(0.05)
+    suite.send_signal(signal.SIGTERM)
+    assert (await outcome(suite))[0] == 0
+    assert await gone(folder, 5)
+
+
 async def test_a_child_that_does_not_start_ends_the_suite_with_its_last_lines(folder: Path) -> None:
     suite = await start_small(folder, "good=good:0", "bad=broken:1", "never=good:2")
     code, output, errors = await outcome(suite)
