@@ -6,6 +6,7 @@ the SDK would sleep for any Retry-After, past every deadline.
 """
 
 import contextlib
+import json
 import random
 import ssl
 import time
@@ -111,7 +112,8 @@ def translated(model: str) -> Iterator[None]:
         raise from_refusal(refusal, model) from refusal
     except (openai.APITimeoutError, httpx2.TimeoutException, TimeoutError) as error:
         raise timed_out(model) from error
-    except (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError) as error:
+    except (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        # The SDK lets through what a body that is no JSON raises.
         raise unavailable(model) from error
 
 

@@ -15,7 +15,7 @@ from openai.types import responses
 from openai.types.chat import ChatCompletion
 from openai.types.shared_params import ResponseFormatJSONSchema
 
-from services.runtime.openai import OpenAISettings, Refusal, from_refusal, translated
+from services.runtime.openai import OpenAISettings, Refusal, from_refusal, translated, unavailable
 
 MIN_OUTPUT_TOKENS: Final = 16
 
@@ -66,12 +66,17 @@ class SmallJobs:
         ask = self._by_responses if self._speaks_responses else self._by_chat_completions
         with translated(model):
             async with asyncio.timeout(self._timeout_seconds):
-                return await ask(model, instructions, text, bound, schema)
+                answer = await ask(model, instructions, text, bound, schema)
+        try:
+            return _of_completion(answer) if isinstance(answer, ChatCompletion) else _of_response(answer, model)
+        except (AttributeError, TypeError) as error:
+            # The SDK checks nothing: a page of a proxy comes as text, and what is missing in JSON as None.
+            raise unavailable(model) from error
 
     async def _by_responses(
         self, model: str, instructions: str, text: str, bound: int, schema: AnswerSchema | None
-    ) -> Answer:
-        answer = await self._client.responses.create(
+    ) -> responses.Response:
+        return await self._client.responses.create(
             model=model,
             instructions=instructions,
             input=text,
@@ -79,23 +84,29 @@ class SmallJobs:
             store=False,
             text=openai.omit if schema is None else _response_format(schema),
         )
-        if answer.error is not None:
-            refusal = Refusal(None, answer.error.to_dict())
-            raise from_refusal(refusal, model) from refusal
-        return Answer(answer.output_text, _response_usage(answer), is_cut=answer.status == "incomplete")
 
     async def _by_chat_completions(
         self, model: str, instructions: str, text: str, bound: int, schema: AnswerSchema | None
-    ) -> Answer:
-        answer = await self._client.chat.completions.create(
+    ) -> ChatCompletion:
+        return await self._client.chat.completions.create(
             model=model,
             messages=[{"role": "system", "content": instructions}, {"role": "user", "content": text}],
             max_tokens=bound,
             response_format=openai.omit if schema is None else _completion_format(schema),
         )
-        choice = answer.choices[0] if answer.choices else None
-        said = (choice.message.content if choice else None) or ""
-        return Answer(said, _completion_usage(answer), is_cut=choice is None or choice.finish_reason != "stop")
+
+
+def _of_response(answer: responses.Response, model: str) -> Answer:
+    if answer.error is not None:
+        refusal = Refusal(None, answer.error.to_dict())
+        raise from_refusal(refusal, model) from refusal
+    return Answer(answer.output_text, _response_usage(answer), is_cut=answer.status == "incomplete")
+
+
+def _of_completion(answer: ChatCompletion) -> Answer:
+    choice = answer.choices[0] if len(answer.choices) else None
+    said = (choice.message.content if choice else None) or ""
+    return Answer(said, _completion_usage(answer), is_cut=choice is None or choice.finish_reason != "stop")
 
 
 def _response_format(schema: AnswerSchema) -> responses.ResponseTextConfigParam:

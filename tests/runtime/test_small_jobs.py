@@ -1,11 +1,13 @@
 """Small jobs of the model in both APIs: text, JSON of a schema, what they cost, and where they end early."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import orjson
 import pytest
 
-from services.runtime.errors import ServiceError
+from parley.type.v1 import error_reason_pb2 as reasons
+from services.runtime.errors import ServiceError, Unavailable
 from services.runtime.openai import OpenAISettings, open_client
 from services.runtime.small_jobs import Answer, AnswerSchema, SmallJobs
 from simulator.control import Fault, ScriptedAnswer
@@ -31,9 +33,11 @@ async def simulator() -> AsyncIterator[Running]:
 
 
 async def ask(simulator: Running, api: str, *, schema: AnswerSchema | None = None, most: int = 200) -> Answer:
-    settings = OpenAISettings.model_validate(
-        {"openai_api_key": "any", "openai_base_url": simulator.base_url, "openai_api": api}
-    )
+    return await ask_at(simulator.base_url, api, schema=schema, most=most)
+
+
+async def ask_at(base_url: str, api: str, *, schema: AnswerSchema | None = None, most: int = 200) -> Answer:
+    settings = OpenAISettings.model_validate({"openai_api_key": "any", "openai_base_url": base_url, "openai_api": api})
     async with open_client(settings) as client:
         return await SmallJobs(client, settings).complete(
             model="gpt-5-mini", instructions="Answer.", text="Shall we meet?", max_output_tokens=most, schema=schema
@@ -71,3 +75,35 @@ async def test_nothing_is_asked_twice(simulator: Running, api: str) -> None:
         await ask(simulator, api)
 
     assert len(await simulator.control.requests()) == 1
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("application/json", b'{"id": "resp_1", "output": [{"ty'),
+        ("application/json", b"\xff\xfe"),
+        ("application/json", b"[]"),
+        ("application/json", b"null"),
+        ("application/json", b"{}"),
+        ("application/json", b'{"output": null, "choices": null}'),
+        ("application/json", b'{"output": "no", "choices": "no"}'),
+        ("application/json", b'{"output": [1], "choices": [1]}'),
+        ("application/json", b'{"output": [{"type": "message"}], "choices": [{"index": 0}]}'),
+        ("text/html", b"<html>The gateway is tired.</html>"),
+    ],
+)
+async def test_what_is_no_answer_is_a_failure_of_the_provider(api: str, content_type: str, body: bytes) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        writer.write(head.encode() + body)
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        with pytest.raises(Unavailable) as failed:
+            await ask_at(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", api)
+
+    assert failed.value.reason == reasons.ERROR_REASON_MODEL_UNAVAILABLE
