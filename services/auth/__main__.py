@@ -158,7 +158,7 @@ def _compose(settings: AuthSettings, parts: AsyncExitStack, database: Database, 
         users=Users(UserStore(database), stores.passwords, sessions, token_seconds=settings.password_token_lifetime_seconds),
     )
     standing = StandingSessions(StandingStore(database), mint, ended, limits)
-    door = _door(settings, database, accounts, passwords, standing)
+    door = _door(_exchange(settings, database, accounts, passwords, standing), origins)
     mounts = [*_mounts(AuthServicer(accounts, phones, sessions, keys, origins), tokens, users), door]
     upkeep = Upkeep(_sweeps(settings, stores), keys, sweep_interval_seconds=settings.sweep_interval_seconds)
     return Assembly(_server(settings, mounts, keys, ended), database, keys, ended, upkeep, jobs)
@@ -219,15 +219,18 @@ def _mounts(auth: AuthServicer, token: TokenServicer, user: UserServicer) -> lis
     ]
 
 
-def _door(
+def _door(exchange: Exchange, origins: Origins) -> Mount:
+    add = ext_authz_pb2_grpc.add_AuthorizationServicer_to_server
+    return Mount(add, DoorServicer(exchange, origins), ext_authz_pb2.DESCRIPTOR.services_by_name["Authorization"])
+
+
+def _exchange(
     settings: AuthSettings, database: Database, accounts: Accounts, passwords: Passwords, standing: StandingSessions
-) -> Mount:
+) -> Exchange:
     path, store = settings.external_issuers_file, AccountStore(database)
     tokens = ExternalTokens([] if path is None else read_issuers(path))
     external = ExternalAccounts(tokens, StandingStore(database), store, passwords)
-    servicer = DoorServicer(Exchange(accounts, store, external, standing))
-    add = ext_authz_pb2_grpc.add_AuthorizationServicer_to_server
-    return Mount(add, servicer, ext_authz_pb2.DESCRIPTOR.services_by_name["Authorization"])
+    return Exchange(accounts, store, external, standing)
 
 
 def _longest_token_seconds(settings: AuthSettings) -> int:

@@ -23,8 +23,8 @@ async def check(
     auth: RunningAuth, authorization: str, *, content_type: str = "", address: str = "192.0.2.1"
 ) -> ext_authz_pb2.CheckResponse:
     request = ext_authz_pb2.CheckRequest()
-    request.attributes.source.address.socket_address.address = address
     headers = request.attributes.request.http.headers
+    headers["x-forwarded-for"] = address
     headers["authorization"] = authorization
     if content_type:
         headers["content-type"] = content_type
@@ -171,6 +171,13 @@ async def test_who_fails_too_often_waits_at_their_address(start_auth: StartAuth)
     ours = await token(auth, basic(person.username))
     again = await check(auth, basic(person.username), address=there)
     assert again.ok_response.headers[0].header.value == f"Bearer {ours}"
+
+
+async def test_nobody_but_an_edge_says_where_a_request_comes_from(start_auth: StartAuth) -> None:
+    auth = await start_auth(sign_in_free_failures=2, edge_networks="192.0.2.0/24")
+    wrong = basic((await auth.register()).username, "not the password")
+    answers = [await check(auth, wrong, address=f"198.51.100.{number}") for number in range(4)]
+    assert [answer.denied_response.status.code for answer in answers] == [401, 401, 401, 429]
 
 
 async def test_the_beginning_of_a_standing_session_is_in_the_audit_log(auth: RunningAuth, person: Person) -> None:
