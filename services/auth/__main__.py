@@ -126,6 +126,7 @@ def _sweeps(settings: AuthSettings, stores: _Stores) -> dict[str, Callable[[], A
         "sessions": partial(stores.sessions.sweep, keep_seconds=KEEP_ENDED_SECONDS, batch=BATCH),
         "password_tokens": partial(stores.passwords.sweep, batch=BATCH),
         "phone_verifications": partial(stores.phones.sweep, batch=BATCH),
+        "code_counts": partial(stores.phones.sweep_counts, batch=BATCH),
         "sign_in_failures": partial(stores.failures.sweep, keep_seconds=KNOWN_SECONDS, batch=BATCH),
         "audit_events": partial(stores.audit.sweep, keep_seconds=kept, batch=BATCH),
         "deletions": partial(stores.deletions.sweep, keep_seconds=kept, batch=BATCH),
