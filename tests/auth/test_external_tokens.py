@@ -115,6 +115,23 @@ async def test_an_account_is_not_created_over_another(creating: RunningAuth, fro
     assert await reason(creating, front_end.sign(front_end.claims(**verified(person.email)))) == UNKNOWN
 
 
+async def test_an_address_that_is_taken_costs_no_hash(
+    start_auth: StartAuth, issuers_file: Callable[..., Path], front_end: FrontEnd
+) -> None:
+    costly = {"argon2_time_cost": 8, "argon2_memory_kib": 65_536}
+    auth = await start_auth(external_issuers_file=issuers_file("create"), **costly)
+    person = await auth.register()
+    authorization = front_end.sign(front_end.claims(**verified(person.email)))
+    assert await reason(auth, authorization) == UNKNOWN
+    begin = time.process_time()
+    for _ in range(10):
+        assert await reason(auth, authorization) == UNKNOWN
+    spent = time.process_time() - begin
+    begin = time.process_time()
+    await auth.login(person.username)
+    assert spent < time.process_time() - begin
+
+
 async def test_a_deactivated_user_is_refused_at_once(creating: RunningAuth, front_end: FrontEnd) -> None:
     authorization = front_end.sign(front_end.claims(**verified(f"{new_name()}@example.com")))
     user = await creating.me(await token(creating, authorization))
