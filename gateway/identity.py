@@ -16,6 +16,8 @@ _COOKIE_SCRIPT = "session_cookie.lua"
 _EXCHANGE_SCRIPT = "exchange.lua"
 # What the mark of exchange.lua is called, for ext_authz to look at.
 _MARK = "parley"
+# What auth is shown of a marked request; the client's address stands in the last of them.
+_SHOWN_HEADERS = ("authorization", "content-type", "x-request-id", "x-forwarded-for")
 
 
 def session_cookie(settings: EdgeSettings) -> Config:
@@ -57,7 +59,7 @@ def ext_authz() -> Config:
         # Auth is away: not the caller's fault.
         status_on_error={"code": "ServiceUnavailable"},
         # All that auth needs to know: no cookies, no bodies.
-        allowed_headers={"patterns": [{"exact": name} for name in ("authorization", "content-type", "x-request-id")]},
+        allowed_headers={"patterns": [{"exact": name} for name in _SHOWN_HEADERS]},
     )
 
 

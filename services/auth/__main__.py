@@ -126,6 +126,7 @@ def _sweeps(settings: AuthSettings, stores: _Stores) -> dict[str, Callable[[], A
         "sessions": partial(stores.sessions.sweep, keep_seconds=KEEP_ENDED_SECONDS, batch=BATCH),
         "password_tokens": partial(stores.passwords.sweep, batch=BATCH),
         "phone_verifications": partial(stores.phones.sweep, batch=BATCH),
+        "code_counts": partial(stores.phones.sweep_counts, batch=BATCH),
         "sign_in_failures": partial(stores.failures.sweep, keep_seconds=KNOWN_SECONDS, batch=BATCH),
         "audit_events": partial(stores.audit.sweep, keep_seconds=kept, batch=BATCH),
         "deletions": partial(stores.deletions.sweep, keep_seconds=kept, batch=BATCH),
@@ -158,7 +159,7 @@ def _compose(settings: AuthSettings, parts: AsyncExitStack, database: Database, 
         users=Users(UserStore(database), stores.passwords, sessions, token_seconds=settings.password_token_lifetime_seconds),
     )
     standing = StandingSessions(StandingStore(database), mint, ended, limits)
-    door = _door(settings, database, accounts, passwords, standing)
+    door = _door(_exchange(settings, database, accounts, passwords, standing), origins)
     mounts = [*_mounts(AuthServicer(accounts, phones, sessions, keys, origins), tokens, users), door]
     upkeep = Upkeep(_sweeps(settings, stores), keys, sweep_interval_seconds=settings.sweep_interval_seconds)
     return Assembly(_server(settings, mounts, keys, ended), database, keys, ended, upkeep, jobs)
@@ -219,15 +220,18 @@ def _mounts(auth: AuthServicer, token: TokenServicer, user: UserServicer) -> lis
     ]
 
 
-def _door(
+def _door(exchange: Exchange, origins: Origins) -> Mount:
+    add = ext_authz_pb2_grpc.add_AuthorizationServicer_to_server
+    return Mount(add, DoorServicer(exchange, origins), ext_authz_pb2.DESCRIPTOR.services_by_name["Authorization"])
+
+
+def _exchange(
     settings: AuthSettings, database: Database, accounts: Accounts, passwords: Passwords, standing: StandingSessions
-) -> Mount:
+) -> Exchange:
     path, store = settings.external_issuers_file, AccountStore(database)
     tokens = ExternalTokens([] if path is None else read_issuers(path))
     external = ExternalAccounts(tokens, StandingStore(database), store, passwords)
-    servicer = DoorServicer(Exchange(accounts, store, external, standing))
-    add = ext_authz_pb2_grpc.add_AuthorizationServicer_to_server
-    return Mount(add, servicer, ext_authz_pb2.DESCRIPTOR.services_by_name["Authorization"])
+    return Exchange(accounts, store, external, standing)
 
 
 def _longest_token_seconds(settings: AuthSettings) -> int:

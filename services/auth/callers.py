@@ -5,7 +5,7 @@ and changes nothing; an edge, whose word about a client's address counts, and an
 """
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import unquote
 
 from parley.type.v1 import error_reason_pb2 as reasons
@@ -58,15 +58,19 @@ class Origins:
 
     def of(self, peer: str) -> Origin:
         """The caller of the current call, and the client's address, by `peer` as gRPC names it."""
-        return Origin(current_caller().user_id, self._address(peer))
+        return Origin(current_caller().user_id, self._address(peer, current_metadata().get(_FORWARDED_FOR, "")))
 
-    def _address(self, peer: str) -> str | None:
+    def at_the_door(self, peer: str, headers: Mapping[str, str]) -> Origin:
+        """Whoever sent the request with these headers, which an edge asks about. Anybody else who asks is the client."""
+        return Origin(address=self._address(peer, headers.get(_FORWARDED_FOR, "")))
+
+    def _address(self, peer: str, forwarded_for: str) -> str | None:
         """The client's: what an edge says, the peer's own for anybody else; None where neither is an address."""
         own = _peer_address(peer)
         if own is None or not any(own in edge for edge in self._edges):
             return None if own is None else str(own)
         # The edge adds its own peer at the end; what comes before that the client may have made up.
-        told = current_metadata().get(_FORWARDED_FOR, "").split(",")
+        told = forwarded_for.split(",")
         if len(told) <= self._proxies:
             return str(own)
         return _text(told[-1 - self._proxies]) or str(own)

@@ -26,6 +26,7 @@ from services.runtime.errors import NotFound
 from services.runtime.jobs import Jobs
 
 PURGE_USER = "purge_user"
+_DELETED = "user_deleted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class DeletionStore:
             await end_identities(connection, ended)
             await connection.execute(delete(users).where(users.c.id == user_id))
             await _forget_addresses(connection, user_id)
-            await note_event(connection, "user_deleted", user_id=user_id, origin=_nowhere(origin, user_id))
+            await note_event(connection, _DELETED, user_id=user_id, origin=_nowhere(origin, user_id))
             await connection.execute(insert(deletions).values(user_id=user_id))
             await _require_services(connection, user_id, services)
             await self._jobs.defer(connection, PURGE_USER, user_id=user_id)
@@ -115,6 +116,8 @@ class DeletionStore:
         )
         async with self._database.service_transaction() as connection:
             if (await connection.execute(ending.values(complete_time=func.now()))).rowcount:
+                # Once more: a sign-in whose password was being looked at has noted where it came from.
+                await _forget_addresses(connection, user_id)
                 await note_event(connection, "deletion_completed", user_id=user_id, origin=Origin())
             deletion = await _read(connection, user_id)
         return deletion is None or deletion.complete_time is not None
@@ -141,7 +144,9 @@ async def _told_sessions(connection: AsyncConnection, user_id: str, told_seconds
 
 
 async def _forget_addresses(connection: AsyncConnection, user_id: str) -> None:
-    theirs = (audit_events.c.user_id == user_id) | (audit_events.c.actor_id == user_id)
+    # Who deleted them is somebody else, whose address stays.
+    of_them = (audit_events.c.user_id == user_id) & (audit_events.c.kind != _DELETED)
+    theirs = of_them | (audit_events.c.actor_id == user_id)
     await connection.execute(update(audit_events).where(theirs, audit_events.c.address.is_not(None)).values(address=None))
 
 

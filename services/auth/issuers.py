@@ -11,9 +11,9 @@ only. `better_auth_session`: the `session_data` cookie of Better Auth (`cookieCa
 which names no issuer: at most one of these, and `issuer` is what we call it.
 
 `accounts` says what becomes of somebody who is not linked to an account: `refuse` (the default); `link` to the account with
-the email address that the issuer has verified; `create` an account with it. A registration here does not verify an address:
-with `link`, whoever registered it first is who the issuer's user becomes. Choose it where registration is closed, or where
-the accounts came from an import.
+the email address that the issuer has verified; `create` an account with it. Nothing here verifies an address, neither a
+registration nor a user's change of it: with `link`, whoever took it first is who the issuer's user becomes. Choose it where
+registration is closed and users are trusted with that.
 """
 
 from collections.abc import Sequence

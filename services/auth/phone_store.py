@@ -13,11 +13,11 @@ from sqlalchemy.exc import IntegrityError
 
 from services.auth.records import Account, Origin
 from services.auth.refusals import taken
-from services.auth.schema import phone_verifications, preferences, users
+from services.auth.schema import code_counts, phone_verifications, preferences, users
 from services.auth.statements import ACCOUNT, after, note_event, to_account
 from services.runtime.database import Database, interval
 
-_COLUMNS = phone_verifications.c
+_COLUMNS, _COUNTS = phone_verifications.c, code_counts.c
 _ONE_NUMBER = text("select pg_advisory_xact_lock(hashtextextended('auth phone ' || :phone_number, 0))")
 
 
@@ -59,10 +59,11 @@ class PhoneStore:
         self._database = database
         self._limits = limits
 
-    async def start(self, user_id: str, *, phone_number: str, code_digest: bytes) -> Waiting | None:
+    async def start(self, user_id: str, *, phone_number: str, number_key: bytes, code_digest: bytes) -> Waiting | None:
         """Puts a code in the place of an earlier one, unless it is too soon or too often; None where the user is gone.
 
-        Codes to one number are counted whoever asks for them, so that nobody is flooded from several accounts.
+        Codes to one number are counted by its keyed hash whoever asks for them, and stay counted when those who asked turn
+        to another number or delete their account, so that nobody is flooded from several accounts.
         """
         user = select(preferences.c.language).select_from(users.outerjoin(preferences)).where(users.c.id == user_id)
         async with self._database.service_transaction() as connection:
@@ -70,7 +71,7 @@ class PhoneStore:
             found = (await connection.execute(user.with_for_update(of=users, key_share=True))).one_or_none()
             if found is None:
                 return None
-            sent = (await connection.execute(self._sent_by_others(user_id, phone_number))).scalar_one()
+            sent = (await connection.execute(self._sent(number_key))).scalar_one_or_none() or 0
             expire_time: datetime | None = None
             if sent < self._limits.most_to_number:
                 putting = self._putting(user_id, phone_number, code_digest)
@@ -81,13 +82,21 @@ class PhoneStore:
                 # Beyond the pause between two codes it is the count of the window that refuses.
                 seconds = float(left.scalar_one_or_none() or 0) or self._limits.window_seconds
                 return Waiting(datetime.now(UTC), seconds, "", is_refused=True)
+            await connection.execute(self._counting(number_key))
         return Waiting(expire_time, self._limits.resend_seconds, found.language or "", is_refused=False)
 
-    def _sent_by_others(self, user_id: str, phone_number: str) -> Any:
+    def _sent(self, number_key: bytes) -> Any:
         since = func.now() - interval(self._limits.window_seconds)
-        return select(func.coalesce(func.sum(_COLUMNS.sent_count), 0)).where(
-            _COLUMNS.phone_number == phone_number, _COLUMNS.user_id != user_id, _COLUMNS.window_time > since
-        )
+        return select(_COUNTS.sent_count).where(_COUNTS.number_key == number_key, _COUNTS.window_time > since)
+
+    def _counting(self, number_key: bytes) -> Any:
+        is_over = _COUNTS.window_time <= func.now() - interval(self._limits.window_seconds)
+        values = {
+            "sent_count": case((is_over, 1), else_=_COUNTS.sent_count + 1),
+            "window_time": case((is_over, func.now()), else_=_COUNTS.window_time),
+        }
+        counting = insert(code_counts).values(number_key=number_key)
+        return counting.on_conflict_do_update(index_elements=["number_key"], set_=values)
 
     def _putting(self, user_id: str, phone_number: str, code_digest: bytes) -> Any:
         limits = self._limits
@@ -157,3 +166,10 @@ class PhoneStore:
         chosen = old.limit(batch).with_for_update(skip_locked=True).scalar_subquery()
         async with self._database.service_transaction() as connection:
             return (await connection.execute(delete(phone_verifications).where(_COLUMNS.user_id.in_(chosen)))).rowcount
+
+    async def sweep_counts(self, *, batch: int) -> int:
+        """Deletes up to `batch` counts of numbers whose window of time is over; returns how many."""
+        old = select(_COUNTS.number_key).where(_COUNTS.window_time < func.now() - interval(self._limits.window_seconds))
+        chosen = old.limit(batch).with_for_update(skip_locked=True).scalar_subquery()
+        async with self._database.service_transaction() as connection:
+            return (await connection.execute(delete(code_counts).where(_COUNTS.number_key.in_(chosen)))).rowcount

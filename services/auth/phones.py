@@ -34,7 +34,8 @@ class Phones:
         """Sends a code. Raises ResourceExhausted (LIMIT_REACHED) with a retry delay, and what sms refuses with."""
         code = f"{secrets.randbelow(10**_DIGITS):0{_DIGITS}}"
         digest = self._seal.fingerprint(_plain(user_id, phone_number, code))
-        waiting = await self._store.start(user_id, phone_number=phone_number, code_digest=digest)
+        number_key = self._seal.fingerprint(f"phone number {phone_number}".encode())
+        waiting = await self._store.start(user_id, phone_number=phone_number, number_key=number_key, code_digest=digest)
         if waiting is None:
             raise user_not_found(user_id)
         if waiting.is_refused:

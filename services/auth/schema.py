@@ -226,9 +226,21 @@ phone_verifications = Table(
     Column("expire_time", DateTime(timezone=True), nullable=False),
     CheckConstraint("attempts_left >= 0", name="phone_verifications_attempts_check"),
 )
-# What is sent to one number, whoever asks; and the sweep.
+# Of the release before, which counts by it what is sent to one number.
 Index("phone_verifications_phone_number_idx", phone_verifications.c.phone_number)
+# The sweep.
 Index("phone_verifications_window_time_idx", phone_verifications.c.window_time)
+
+# How many codes were sent to a number in this window of time, whoever asked: by a keyed hash, which tells nobody the number,
+# and without a user, so that it stays when they go.
+code_counts = Table(
+    "code_counts",
+    metadata,
+    Column("number_key", LargeBinary, primary_key=True),
+    Column("sent_count", Integer, nullable=False, server_default=text("1")),
+    Column("window_time", DateTime(timezone=True), nullable=False, server_default=NOW),
+)
+Index("code_counts_window_time_idx", code_counts.c.window_time)
 
 # Sign-ins that failed, by keyed digests of what they have in common: a name, an address, or both.
 sign_in_failures = Table(

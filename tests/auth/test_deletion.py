@@ -135,6 +135,21 @@ async def test_what_was_noted_outlives_the_user_without_content(auth: RunningAut
     assert person.username not in str(events)
 
 
+async def test_what_a_sign_in_notes_late_says_nothing_of_where_either(
+    auth: RunningAuth, purgers: Mapping[str, Purger]
+) -> None:
+    admin, person = await auth.administrator(), await auth.register()
+    purgers["chat"].refusals += [Unavailable("Not yet.", reasons.ERROR_REASON_PURGE_UNFINISHED)]
+    await delete(auth, person.id, by=admin)
+    # Its password was being looked at when the account went.
+    await auth.execute(
+        "insert into audit_events (kind, user_id, address) values ('sign_in_refused', %s, '203.0.113.7')", person.id
+    )
+    await completed(auth, person.id, admin)
+    query = "select kind from audit_events where user_id = %s and address is not null"
+    assert await auth.execute(query, person.id) == [("user_deleted",)]
+
+
 async def test_a_call_with_a_token_of_before_brings_nothing_back(auth: RunningAuth) -> None:
     admin, person = await auth.administrator(), await auth.register()
     tokens = auth.service_tokens("chat")

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -12,8 +13,13 @@ import pytest
 
 from parley.auth.v1 import auth_pb2
 from parley.edge import ext_authz_pb2, ext_authz_pb2_grpc
+from services.auth.account_store import AccountStore
 from services.auth.door.remembered import MOST_REMEMBERED, Remembered
-from services.auth.records import Account
+from services.auth.door.standing import Shown, StandingSessions
+from services.auth.door.standing_store import StandingStore
+from services.auth.records import Account, Origin
+from services.auth.sessions import SessionLimits
+from services.auth.tokens import TokenMint
 from tests.auth.harness import CALL_SECONDS, PASSWORD, Person, RunningAuth, bearer, new_name
 
 StartAuth = Callable[..., Awaitable[RunningAuth]]
@@ -23,8 +29,8 @@ async def check(
     auth: RunningAuth, authorization: str, *, content_type: str = "", address: str = "192.0.2.1"
 ) -> ext_authz_pb2.CheckResponse:
     request = ext_authz_pb2.CheckRequest()
-    request.attributes.source.address.socket_address.address = address
     headers = request.attributes.request.http.headers
+    headers["x-forwarded-for"] = address
     headers["authorization"] = authorization
     if content_type:
         headers["content-type"] = content_type
@@ -171,6 +177,27 @@ async def test_who_fails_too_often_waits_at_their_address(start_auth: StartAuth)
     ours = await token(auth, basic(person.username))
     again = await check(auth, basic(person.username), address=there)
     assert again.ok_response.headers[0].header.value == f"Bearer {ours}"
+
+
+async def test_nobody_but_an_edge_says_where_a_request_comes_from(start_auth: StartAuth) -> None:
+    auth = await start_auth(sign_in_free_failures=2, edge_networks="192.0.2.0/24")
+    wrong = basic((await auth.register()).username, "not the password")
+    answers = [await check(auth, wrong, address=f"198.51.100.{number}") for number in range(4)]
+    assert [answer.denied_response.status.code for answer in answers] == [401, 401, 401, 429]
+
+
+async def test_a_role_that_is_lost_while_the_password_is_looked_at_is_in_no_token(auth: RunningAuth, person: Person) -> None:
+    parts = auth.assembly
+    await auth.execute("update users set is_admin = true where id = %s", person.id)
+    found = await AccountStore(parts.database).find_credentials(person.username)
+    assert found is not None
+    await auth.execute("update users set is_admin = false where id = %s", person.id)
+    limits = SessionLimits(lifetime_seconds=900, grace_seconds=0, most_open=5)
+    mint = TokenMint(parts.keys, access_seconds=900)
+    standing = StandingSessions(StandingStore(parts.database), mint, parts.ended, limits)
+    ours = await standing.token(found.account, Shown("basic", "HTTP Basic", PASSWORD, math.inf), Origin())
+    assert jwt.decode(ours, options={"verify_signature": False})["roles"] == ["user"]
+    assert standing.remembered(found.account, PASSWORD) is None
 
 
 async def test_the_beginning_of_a_standing_session_is_in_the_audit_log(auth: RunningAuth, person: Person) -> None:

@@ -115,6 +115,23 @@ async def test_an_account_is_not_created_over_another(creating: RunningAuth, fro
     assert await reason(creating, front_end.sign(front_end.claims(**verified(person.email)))) == UNKNOWN
 
 
+async def test_an_address_that_is_taken_costs_no_hash(
+    start_auth: StartAuth, issuers_file: Callable[..., Path], front_end: FrontEnd
+) -> None:
+    costly = {"argon2_time_cost": 8, "argon2_memory_kib": 65_536}
+    auth = await start_auth(external_issuers_file=issuers_file("create"), **costly)
+    person = await auth.register()
+    authorization = front_end.sign(front_end.claims(**verified(person.email)))
+    assert await reason(auth, authorization) == UNKNOWN
+    begin = time.process_time()
+    for _ in range(10):
+        assert await reason(auth, authorization) == UNKNOWN
+    spent = time.process_time() - begin
+    begin = time.process_time()
+    await auth.login(person.username)
+    assert spent < time.process_time() - begin
+
+
 async def test_a_deactivated_user_is_refused_at_once(creating: RunningAuth, front_end: FrontEnd) -> None:
     authorization = front_end.sign(front_end.claims(**verified(f"{new_name()}@example.com")))
     user = await creating.me(await token(creating, authorization))
@@ -151,6 +168,7 @@ async def test_algorithms_cannot_be_confused(creating: RunningAuth, front_end: F
         + jwt.encode({**without_issuer, **user}, front_end.keys["one"], "EdDSA", {"kid": "one"}),
         "a session with an empty secret": forged({**without_issuer, **user}, b"", {"alg": "HS256"}),
         "an algorithm that was not listed": "Bearer " + jwt.encode(claims, curve, "ES256", {"kid": "curve"}),
+        "an algorithm that the key is not for": forged(claims, b"x", {"alg": "EdDSA", "typ": "JWT", "kid": "curve"}),
         "a key of its own": "Bearer " + jwt.encode(claims, Ed25519PrivateKey.generate(), "EdDSA", {"kid": "one"}),
         "a key in its header": "Bearer "
         + jwt.encode(claims, curve, "ES256", {"kid": "one", "jwk": json.loads(ECAlgorithm.to_jwk(curve.public_key()))}),
@@ -159,6 +177,15 @@ async def test_algorithms_cannot_be_confused(creating: RunningAuth, front_end: F
     for name, authorization in attempts.items():
         assert await reason(creating, authorization) == INVALID, name
     assert await reason(creating, front_end.session(secret=SECRET[:-1])) == INVALID
+
+
+async def test_a_key_of_another_kind_is_a_token_that_is_not_valid(
+    start_auth: StartAuth, issuers_file: Callable[..., Path], front_end: FrontEnd
+) -> None:
+    auth = await start_auth(external_issuers_file=issuers_file("create", algorithms=["EdDSA", "ES256", "RS256"]))
+    claims = front_end.claims(**verified(f"{new_name()}@example.com"))
+    for algorithm in ("ES256", "RS256"):
+        assert await reason(auth, forged(claims, b"x", {"alg": algorithm, "typ": "JWT", "kid": "one"})) == INVALID
 
 
 async def test_claims_that_do_not_fit(creating: RunningAuth, front_end: FrontEnd) -> None:
@@ -178,7 +205,8 @@ async def test_claims_that_do_not_fit(creating: RunningAuth, front_end: FrontEnd
     for missing in ("exp", "aud"):
         claims = {key: value for key, value in whole.items() if key != missing}
         assert await reason(creating, front_end.sign(claims)) == INVALID, missing
-    for rubbish in ("Bearer a.b.c", "Bearer " + "x" * 9_000, "Bearer ..", "Bearer"):
+    deep = base64.urlsafe_b64encode(b"[" * 6_000).decode().rstrip("=")
+    for rubbish in (f"Bearer e30.{deep[:7_000]}.x", "Bearer a.b.c", "Bearer " + "x" * 9_000, "Bearer ..", "Bearer"):
         assert await reason(creating, rubbish) in {INVALID, (401, "IDENTITY_MISSING")}, rubbish
     assert await reason(creating, front_end.session(id="")) == INVALID
 

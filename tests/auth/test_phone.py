@@ -146,6 +146,28 @@ async def test_nobody_is_flooded_from_several_accounts(start_auth: StartAuth, pe
     assert len(sms.codes) == 4
 
 
+async def test_what_a_number_was_sent_stays_counted_when_they_turn_to_another_or_go(
+    start_auth: StartAuth, peers: Peers, sms: Purger
+) -> None:
+    auth = await start_auth(**peers.settings("sms"), phone_codes_per_day=2)
+    number = new_number()
+    for leaves in (False, True, False, True):
+        person = await auth.register()
+        await ask(auth, person, number)
+        if leaves:
+            await auth.users.DeleteUser(user_pb2.DeleteUserRequest(user_id="me"), metadata=person.metadata)
+        else:
+            await pass_time(auth, 61, "resend_time")
+            await ask(auth, person, new_number())
+    late = await auth.register()
+    refused = await refusal(ask(auth, late, number))
+    assert refused.reason == reasons.ERROR_REASON_LIMIT_REACHED
+    assert [one.phone_number for one in sms.codes].count(number) == 4
+    assert number not in str(await auth.execute("select t::text from code_counts t"))
+    await auth.execute("update code_counts set window_time = window_time - interval '1 day'")
+    await ask(auth, late, number)
+
+
 async def test_a_number_is_one_accounts_and_who_holds_it_learns_that(phoned: RunningAuth, sms: Purger) -> None:
     number = new_number()
     people = [await phoned.register() for _ in range(5)]

@@ -297,3 +297,23 @@ async def test_forgeries_of_every_kind_are_refused(federated: Edge, front_end: F
         expired = front_end.sign({**claims, "exp": claims["iat"] - 60})
         answer = await client.get(ME, headers={"authorization": expired})
         assert error_of(answer) == (401, code_pb2.UNAUTHENTICATED, "TOKEN_EXPIRED")
+
+
+async def test_behind_a_proxy_who_guesses_is_slowed_where_they_are(
+    services: dict[str, Service], auth_database: ServiceDatabase, run_folder: Path
+) -> None:
+    settings = make_settings(auth_database, run_folder, edge_proxies=1, sign_in_free_failures_per_address=2)
+    async with (
+        running_auth(auth_database, settings) as proxied,
+        running_edge(endpoints(services, proxied), edge_proxies=1, jwks_refresh_seconds=1) as edge,
+        edge.client() as client,
+    ):
+        person = await proxied.register()
+        await edge.until_verifies({"authorization": f"Bearer {person.tokens.access_token}"})
+        for _ in range(4):
+            wrong = {**basic(new_name()), "x-forwarded-for": "198.51.100.66, 203.0.113.9"}
+            await client.get(ME, headers=wrong)
+        told = await proxied.execute("select count(*) from audit_events where address = '203.0.113.9'")
+        assert told[0][0] >= 3
+        elsewhere = {**basic(person.username), "x-forwarded-for": "203.0.113.10"}
+        assert (await client.get(ME, headers=elsewhere)).status_code == 200

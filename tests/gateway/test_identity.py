@@ -42,6 +42,17 @@ async def test_the_scheme_is_taken_in_any_case_and_passed_on_in_one(
     assert script.only_call("GetMe").metadata["authorization"] == signed_in["authorization"]
 
 
+async def test_of_two_identities_none_is_taken(client: httpx2.AsyncClient, issuer: Issuer, script: Script) -> None:
+    script.answers("GetMe", auth_pb2.User())
+    one, other = issuer.user_token("one"), issuer.user_token("other")
+    both = [("authorization", f"Bearer {one}"), ("authorization", f"Bearer {other}")]
+    joined = [("authorization", f"Bearer {one},Bearer {other}")]
+    for headers in (both, joined, [("authorization", f"Bearer {one} {other}")]):
+        response = await client.get(ME, headers=headers)
+        assert error_of(response)[0] == 401, headers
+    assert "GetMe" not in script.calls
+
+
 async def test_expired_token(client: httpx2.AsyncClient, issuer: Issuer, script: Script) -> None:
     response = await client.get(ME, headers={"authorization": f"Bearer {issuer.sign(CLAIMS, expires_in=-10)}"})
     assert error_of(response) == (401, code_pb2.UNAUTHENTICATED, "TOKEN_EXPIRED")

@@ -169,6 +169,14 @@ async def test_other_origins_get_no_permission(client: httpx2.AsyncClient) -> No
         assert not [name for name in response.headers if name.startswith("access-control")]
 
 
+async def test_a_preflight_that_asks_for_nothing_goes_no_further(client: httpx2.AsyncClient) -> None:
+    grpc_call = {"content-type": "application/grpc", "te": "trailers"}
+    headers = {**grpc_call, "origin": ORIGIN, "access-control-request-method": ""}
+    for path in ("/parley.auth.v1.TokenService/IssueServiceToken", "/envoy.service.auth.v3.Authorization/Check"):
+        answer = await client.request("OPTIONS", path, headers=headers, content=b"\0\0\0\0\0")
+        assert answer.headers["grpc-status"] == "12", answer.headers
+
+
 async def test_answers_and_refusals_to_an_allowed_origin_can_be_read(
     client: httpx2.AsyncClient, script: Script, signed_in: dict[str, str]
 ) -> None:

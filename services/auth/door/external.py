@@ -59,17 +59,23 @@ class ExternalAccounts:
                 return None
             await self._store.link(identity, known.account.id)
         elif issuer.accounts == "create":
-            # A hash like any other: how long a sign-in with this name takes must not tell where the account came from.
-            nobodys = await self._passwords.hash(secrets.token_urlsafe())
-            await self._store.create_linked(
-                identity, username=_username(identity), email=identity.email, password_hash=nobodys, origin=origin
-            )
+            await self._create(identity, identity.email, origin)
         else:
             return None
         account = await self._store.find_external(identity)
         if account is not None:
             log.info("auth.external_identity_linked", user_id=account.id, how=issuer.accounts)
         return account
+
+    async def _create(self, identity: ExternalIdentity, email: str, origin: Origin) -> None:
+        # Whoever has no account for good comes with every call: a hash each would take the time of all who sign in.
+        if await self._accounts.find_credentials(email) is not None:
+            return
+        # A hash like any other: how long a sign-in with this name takes must not tell where the account came from.
+        nobodys = await self._passwords.hash(secrets.token_urlsafe())
+        await self._store.create_linked(
+            identity, username=_username(identity), email=email, password_hash=nobodys, origin=origin
+        )
 
 
 def _username(identity: ExternalIdentity) -> str:

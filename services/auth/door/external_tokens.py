@@ -60,7 +60,11 @@ class ExternalTokens:
 
 def _decode(token: str, key: Any, algorithms: Sequence[str], **expected: Any) -> Mapping[str, Any]:
     options: Any = {"require": ["exp"]}
-    return jwt.decode(token, key, algorithms=list(algorithms), leeway=_LEEWAY_SECONDS, options=options, **expected)
+    try:
+        return jwt.decode(token, key, algorithms=list(algorithms), leeway=_LEEWAY_SECONDS, options=options, **expected)
+    except (jwt.InvalidKeyError, TypeError):
+        # The header chose an algorithm, of those that are taken, which is not for this kind of key.
+        raise _invalid() from None
 
 
 def _of_claims(issuer: JwksIssuer, claims: Mapping[str, Any]) -> ExternalIdentity:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from services.auth.records import Account
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
@@ -14,9 +16,10 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class StandingSession:
-    """A session that stands for credentials; `ended_ids` had to end for it."""
+    """A session that stands for credentials, and its account as it is by then; `ended_ids` had to end for it."""
 
     id: str
+    account: Account
     ended_ids: tuple[str, ...] = ()
 
 

@@ -10,6 +10,7 @@ from google.rpc import code_pb2
 
 from parley.edge import ext_authz_pb2, ext_authz_pb2_grpc
 from parley.type.v1 import error_reason_pb2 as reasons
+from services.auth.callers import Origins
 from services.auth.door.exchange import Exchange
 from services.auth.records import Origin
 from services.runtime.errors import ServiceError, Unauthenticated
@@ -26,14 +27,15 @@ _OVERWRITE = ext_authz_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 class DoorServicer(ext_authz_pb2_grpc.AuthorizationServicer):
     """envoy.service.auth.v3.Authorization."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, origins: Origins) -> None:
         self._exchange = exchange
+        self._origins = origins
 
     async def Check(self, request: ext_authz_pb2.CheckRequest, context: Context) -> ext_authz_pb2.CheckResponse:
         headers = request.attributes.request.http.headers
         try:
-            # The client's own address, as the edge and the proxies before it know it.
-            origin = Origin(address=request.attributes.source.address.socket_address.address or None)
+            # Not by the request's `source`: that is the edge's connection, a proxy's where one stands before the edge.
+            origin = self._origins.at_the_door(context.peer(), headers)
             token = await self._traded(headers.get("authorization", ""), origin)
         except ServiceError as error:
             return _denied(error, is_grpc=headers.get("content-type", "").startswith(_GRPC_CONTENT))

@@ -58,7 +58,9 @@ class StandingSessions:
         if session is None:
             raise Unauthenticated("Unknown user or wrong password.", reasons.ERROR_REASON_CREDENTIALS_WRONG)
         self._ended.note(session.ended_ids)
-        token = self._mint.access_token(account, session.id, most_seconds=shown.good_seconds)
-        self._remembered.keep(account, shown.secret, token=token, session_id=session.id, most_seconds=shown.good_seconds / 2)
+        # Not of the account as it was before the hash: a role that was lost meanwhile would live on in the token.
+        current, seconds = session.account, shown.good_seconds
+        token = self._mint.access_token(current, session.id, most_seconds=seconds)
+        self._remembered.keep(current, shown.secret, token=token, session_id=session.id, most_seconds=seconds / 2)
         log.info("auth.credentials_exchanged", kind=shown.kind, user_id=account.id, session_id=session.id)
         return token

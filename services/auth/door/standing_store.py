@@ -38,11 +38,12 @@ class StandingStore:
         since it was read. Two at once get the same session: the user's row is locked.
         """
         async with self._database.service_transaction() as connection:
-            if await lock_unchanged(connection, account) is None:
+            current = await lock_unchanged(connection, account)
+            if current is None:
                 return None
             session_id = await _prolong(connection, account.id, standing)
             if session_id is not None:
-                return StandingSession(session_id)
+                return StandingSession(session_id, current)
             await bound_ending(connection)
             ended = await end_sessions(connection, "too_many", sessions.c.id.in_(beyond(account.id, most_sessions - 1)))
             values = {
@@ -53,7 +54,7 @@ class StandingStore:
             }
             await note_event(connection, "signed_in", user_id=account.id, origin=origin, details=[standing.kind])
             begun = await connection.execute(insert(sessions).values(values).returning(sessions.c.id))
-            return StandingSession(begun.scalar_one(), tuple(ended))
+            return StandingSession(begun.scalar_one(), current, tuple(ended))
 
     async def find_external(self, identity: ExternalIdentity) -> Account | None:
         """The account that the identity is linked to."""
