@@ -40,6 +40,7 @@ class Received:
     phone_number: str = field(repr=False)
     text: str = field(repr=False)
     answer: str
+    user_id: str | None
     age_seconds: float
     is_opted_out: bool
 
@@ -117,7 +118,7 @@ class InboxStore:
         statement = (
             sa.select(
                 messages.c.id, messages.c.kind, messages.c.phone_number, messages.c.text, messages.c.answer,
-                sa.extract("epoch", sa.func.now() - messages.c.create_time).cast(sa.Float),
+                messages.c.user_id, sa.extract("epoch", sa.func.now() - messages.c.create_time).cast(sa.Float),
                 sa.func.coalesce(consents.c.is_opted_out, sa.false()),
             )
             .select_from(messages.outerjoin(consents, consents.c.phone_number == messages.c.phone_number))
