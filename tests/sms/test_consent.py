@@ -259,6 +259,16 @@ async def test_the_user_says_elsewhere_that_they_want_none(
     assert (await refusal(ana.set_consent(opted_out=True))).reason == "PHONE_NOT_VERIFIED"
 
 
+async def test_what_is_said_again_leaves_no_line_in_the_ledger(sms: SmsProcess, people: PeopleStandIn) -> None:
+    ana = sms.user(people.add(ANA))
+    await sms.text_in(ANA, "Hello?")
+    await sms.settled()
+    first = await ana.set_consent(opted_out=False)
+    assert first.HasField("update_time")
+    assert await ana.set_consent(opted_out=False) == first
+    assert await sms.rows("select change, source, epoch from consent_events") == [("start", "user", 0)]
+
+
 async def test_administrators_list_those_who_want_none(sms: SmsProcess, people: PeopleStandIn) -> None:
     for number in range(5):
         await sms.text_in(f"+1415555020{number}", "stop")
