@@ -43,9 +43,7 @@ class ErasureStore:
             texted = sa.select(messages.c.phone_number).where(
                 messages.c.user_id == user_id, messages.c.direction == "inbound"
             )
-            called = sa.select(calls.c.phone_number).where(
-                calls.c.user_id == user_id, calls.c.provider_call_id.is_not(None)
-            )
+            called = sa.select(calls.c.phone_number).where(calls.c.user_id == user_id, calls.c.provider_call_id.is_not(None))
             numbers = (await connection.execute(texted.union(called))).scalars().all()
             for table in (calls, messages):
                 is_of_number = sa.and_(table.c.user_id.is_(None), table.c.phone_number.in_(numbers))
