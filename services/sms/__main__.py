@@ -126,7 +126,7 @@ def _open_stores(settings: SmsSettings, database: Database, jobs: Jobs) -> _Stor
     return _Stores(
         messages=MessageStore(database, jobs, limits),
         inbox=InboxStore(database, jobs, limits, sender_name=settings.sms_sender_name),
-        outbox=OutboxStore(database),
+        outbox=OutboxStore(database, jobs),
         consents=ConsentStore(database),
         seen_numbers=SeenNumberStore(database),
         calls=CallStore(database, jobs, most_calls=settings.calls_limit),

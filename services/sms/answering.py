@@ -60,11 +60,9 @@ class Answering:
         received = await self._store.read(message_id)
         if received is None:
             return
-        if received.age_seconds > self._reply_within_seconds:
-            await self._conclude(received, "too_late")
-            return
         person = await self._people.by_number(received.phone_number)
-        if person is None:
+        # Nobody's now, or another's than when it was begun with: whose words they are does not change with the number.
+        if person is None or received.user_id not in {None, person.user_id}:
             await self._conclude(received, "unmatched")
             return
         try:
@@ -79,6 +77,9 @@ class Answering:
     async def _answer_person(self, received: Received, person: Person) -> None:
         if received.is_opted_out:
             await self._conclude(received, "opted_out")
+            return
+        if received.age_seconds > self._reply_within_seconds:
+            await self._conclude(received, "too_late")
             return
         if not person.wants_replies:
             await self._conclude(received, "not_wanted")

@@ -36,14 +36,16 @@ async def change_consent(
     connection: AsyncConnection, held: Consent, *, is_opted_out: bool, source: str, provider_message_id: str | None = None
 ) -> Consent:
     """The consent after somebody said so. What it says already it goes on saying, under the same epoch."""
-    changed = held
-    if held.is_opted_out != is_opted_out:
+    changed, is_other = held, held.is_opted_out != is_opted_out
+    if is_other or held.source is None:
         statement = (
             consents.update()
             .where(consents.c.phone_number == held.phone_number)
-            .values(is_opted_out=is_opted_out, epoch=consents.c.epoch + 1, source=source, change_time=sa.func.now())
+            .values(
+                is_opted_out=is_opted_out, epoch=consents.c.epoch + int(is_other), source=source, change_time=sa.func.now()
+            )
             .returning(*_COLUMNS)
-        )
+        )  # fmt: skip
         changed = Consent(*(await connection.execute(statement)).one())
     await note_event(
         connection, changed, "stop" if is_opted_out else "start", source=source, provider_message_id=provider_message_id

@@ -13,13 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.runtime.database import Database, interval
 from services.runtime.jobs import Jobs
-from services.sms.rows import lock
+from services.sms.rows import FORGET_JOB, lock
 from services.sms.schema import calls, decisions, messages, purged_users, seen_numbers
 
 REMEMBER_SECONDS: Final = 86_400
 """For how long a purge is remembered: longer than a token lives, or a job takes."""
-FORGET_JOB: Final = "forget_text"
-"""Takes the `provider_message_id` of a text of somebody who is gone."""
 
 
 class ErasureStore:
@@ -30,7 +28,7 @@ class ErasureStore:
         self._jobs = jobs
 
     async def purge_user(self, user_id: str) -> None:
-        """Deletes everything of the user, texts from the user's numbers included that nobody was found for.
+        """Deletes everything of the user, texts and calls of the user's numbers included that nobody was found for.
 
         What the provider keeps of the texts is deleted by jobs. Idempotent.
         """
@@ -42,10 +40,11 @@ class ErasureStore:
                 .on_conflict_do_update(index_elements=["user_id"], set_={"purge_time": sa.func.now()})
             )
             # Those that auth has said were the user's, and not those that the user has only named.
-            found = sa.select(messages.c.phone_number).where(
+            texted = sa.select(messages.c.phone_number).where(
                 messages.c.user_id == user_id, messages.c.direction == "inbound"
             )
-            numbers = (await connection.execute(found.distinct())).scalars().all()
+            called = sa.select(calls.c.phone_number).where(calls.c.user_id == user_id, calls.c.provider_call_id.is_not(None))
+            numbers = (await connection.execute(texted.union(called))).scalars().all()
             for table in (calls, messages):
                 is_of_number = sa.and_(table.c.user_id.is_(None), table.c.phone_number.in_(numbers))
                 of_user = sa.or_(table.c.user_id == user_id, is_of_number)

@@ -5,9 +5,9 @@ from typing import Final
 import structlog
 
 from services.runtime.jobs import Jobs
-from services.sms.erasure_store import FORGET_JOB
 from services.sms.provider.provider import Provider, UnansweredError
 from services.sms.refusals import sms_unavailable
+from services.sms.rows import FORGET_JOB
 
 log = structlog.get_logger(__name__)
 

@@ -4,6 +4,7 @@ Invariants: a provider's message is stored once, with all that it brings about (
 the job that answers it) in the same transaction; a text gets one reply, decided by a unique index and not by a look.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from services.runtime.jobs import Jobs
 from services.sms.consent_store import change_consent, held_consent, note_event
 from services.sms.keywords import Said, read_keyword
 from services.sms.message_store import TextLimits, check_limits
-from services.sms.records import Answer, Consent, IncomingText, NewText
+from services.sms.records import Answer, Consent, IncomingText, Keyword, NewText
 from services.sms.rows import SEND_JOB, for_living, lock, outbound_values, share_user
 from services.sms.schema import consents, messages
 from services.sms.seen_numbers import note_number
@@ -26,6 +27,8 @@ from services.sms.wording import confirmation
 
 ANSWER_JOB: Final = "answer_text"
 """Takes the `message_id` of an inbound message."""
+_TOLD: Final[Mapping[str, Keyword]] = {"STOP": "stop", "START": "start", "HELP": "help"}
+"""What the provider says that it took a text for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class Received:
     phone_number: str = field(repr=False)
     text: str = field(repr=False)
     answer: str
+    user_id: str | None
     age_seconds: float
     is_opted_out: bool
 
@@ -54,7 +58,7 @@ class InboxStore:
         """Stores a text that has come in, and does what its keyword says; False where it is known already."""
         async with self._database.service_transaction() as connection:
             consent = await held_consent(connection, incoming.phone_number)
-            said = read_keyword(incoming.text, is_opted_out=consent.is_opted_out)
+            said = _said(incoming, is_opted_out=consent.is_opted_out)
             message_id = await _insert(connection, incoming, said, consent)
             if message_id is None:
                 return False
@@ -114,7 +118,7 @@ class InboxStore:
         statement = (
             sa.select(
                 messages.c.id, messages.c.kind, messages.c.phone_number, messages.c.text, messages.c.answer,
-                sa.extract("epoch", sa.func.now() - messages.c.create_time).cast(sa.Float),
+                messages.c.user_id, sa.extract("epoch", sa.func.now() - messages.c.create_time).cast(sa.Float),
                 sa.func.coalesce(consents.c.is_opted_out, sa.false()),
             )
             .select_from(messages.outerjoin(consents, consents.c.phone_number == messages.c.phone_number))
@@ -169,6 +173,15 @@ class InboxStore:
         )
         async with self._database.service_transaction() as connection:
             return (await connection.execute(messages.delete().where(messages.c.id.in_(old)))).rowcount
+
+
+def _said(incoming: IncomingText, *, is_opted_out: bool) -> Said | None:
+    """The keyword that a text is, to the provider or to us: it may have been given words that are not in our lists."""
+    told = _TOLD.get(incoming.opt_out_type)
+    # Its start is told of a "yes" as well.
+    if told is None or (told == "start" and not is_opted_out):
+        return read_keyword(incoming.text, is_opted_out=is_opted_out)
+    return Said(told, "en")
 
 
 async def _insert(connection: AsyncConnection, incoming: IncomingText, said: Said | None, consent: Consent) -> str | None:

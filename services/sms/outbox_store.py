@@ -15,9 +15,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.runtime.database import Database, interval, violated_constraint
+from services.runtime.jobs import Jobs
 from services.sms.consent_store import change_consent, held_consent
 from services.sms.provider.provider import Taken
 from services.sms.records import DeliveryReport
+from services.sms.rows import FORGET_JOB
 from services.sms.schema import CONSENT_GUARD, messages
 
 OPTED_OUT_CODE: Final = "21610"
@@ -52,8 +54,9 @@ class Unresolved:
 class OutboxStore:
     """The outbox in the database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, jobs: Jobs) -> None:
         self._database = database
+        self._jobs = jobs
 
     async def claim(self, message_id: str) -> Claim | None:
         """Claims a queued text; None where there is nothing to send (any more). One that must not be sent is `blocked`."""
@@ -78,8 +81,12 @@ class OutboxStore:
         return None if row is None else Claim(*row)
 
     async def accept(self, message_id: str, taken: Taken) -> None:
-        """The provider has taken it. Idempotent; a report that came first stays."""
-        await self.report(DeliveryReport(taken.provider_message_id, taken.status, taken.error_code, message_id))
+        """The provider has taken it. Idempotent; a report that came first stays. Of a text that was purged it forgets it."""
+        provider_message_id = taken.provider_message_id
+        is_known = await self.report(DeliveryReport(provider_message_id, taken.status, taken.error_code, message_id))
+        if not is_known and await self.status_of(message_id) is None:
+            async with self._database.service_transaction() as connection:
+                await self._jobs.defer(connection, FORGET_JOB, provider_message_id=provider_message_id)
 
     async def status_of(self, message_id: str) -> str | None:
         """How far a text is; None where it is gone."""

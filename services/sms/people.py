@@ -4,13 +4,17 @@ Owns the calls and their conversion. Invariant: every call has a deadline. It re
 change.
 """
 
+import re
 from dataclasses import dataclass
+from typing import Final
 
 import grpc
 
 from parley.auth.v1 import user_pb2, user_pb2_grpc
 from services.runtime.calls import acting_for, as_itself, current_caller
 from services.runtime.errors import NotFound, ServiceError, peer_errors
+
+_E164: Final = re.compile(r"\+[1-9][0-9]{6,14}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,9 @@ class People:
 
     async def by_number(self, phone_number: str) -> Person | None:
         """The active user who has verified the number; None for nobody. Raises ServiceError when auth does not answer."""
+        if not _E164.fullmatch(phone_number):
+            # A short code, the name of a sender, a withheld number: nobody can verify one, and auth refuses to look.
+            return None
         request = user_pb2.FindUserByPhoneRequest(phone_number=phone_number)
         try:
             with as_itself(), peer_errors():

@@ -21,6 +21,8 @@ _NAMES: Final = (
 MESSAGE_COLUMNS: Final = tuple(messages.c[name] for name in _NAMES)
 SEND_JOB: Final = "send_text"
 """Takes the `message_id` of an outbound message that is queued."""
+FORGET_JOB: Final = "forget_text"
+"""Takes the `provider_message_id` of a text of somebody who is gone."""
 
 
 def message_of(row: sa.RowMapping) -> TextMessage:

@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.runtime.database import Database
 from services.sms.schema import seen_numbers
 
-MOST_ASKED: Final = 5
+# A code that was asked for in vain leaves a number too: those of some days must not hide the one that is verified.
+_MOST_ASKED: Final = 50
 
 
 async def note_number(connection: AsyncConnection, user_id: str, phone_number: str) -> None:
@@ -32,12 +33,12 @@ class SeenNumberStore:
         self._database = database
 
     async def list_numbers(self, user_id: str) -> Sequence[str]:
-        """The numbers that the user was seen with, the latest first; at most five."""
+        """The numbers that the user was seen with, the latest first; at most fifty."""
         statement = (
             sa.select(seen_numbers.c.phone_number)
             .where(seen_numbers.c.user_id == user_id)
             .order_by(seen_numbers.c.seen_time.desc())
-            .limit(MOST_ASKED)
+            .limit(_MOST_ASKED)
         )
         async with self._database.service_transaction() as connection:
             return (await connection.execute(statement)).scalars().all()

@@ -31,6 +31,8 @@ _SIGNATURE: Final = "x-twilio-signature"
 _SIGNATURE_SETTINGS: Final = "x-twilio-webhooks-signature-settings"
 _FORM_TYPE: Final = "application/x-www-form-urlencoded"
 _MOST_FIELDS: Final = 200
+# A form is read before its signature can be checked, whoever sends it. Room for _MOST_TEXT characters, all of them escaped.
+_MOST_BYTES: Final = 131_072
 _NUMBER: Final = re.compile(r"\+?[A-Za-z0-9]{2,20}")
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _SECONDS: Final = re.compile(r"[0-9]{1,9}")
@@ -54,6 +56,8 @@ class Form:
     def __init__(self, body: httpbody_pb2.HttpBody) -> None:
         if body.content_type.partition(";")[0].strip().lower() not in {_FORM_TYPE, ""}:
             raise _wrong("form", f"must be {_FORM_TYPE}")
+        if len(body.data) > _MOST_BYTES:
+            raise _wrong("form", f"is longer than {_MOST_BYTES} bytes")
         try:
             pairs = parse_qsl(
                 body.data.decode("utf-8"), keep_blank_values=True, max_num_fields=_MOST_FIELDS, errors="strict"

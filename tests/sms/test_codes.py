@@ -94,6 +94,16 @@ async def test_a_number_with_a_code_is_ones_own_once_auth_says_so(sms: SmsProces
     assert (await user.set_consent(opted_out=True)).phone_number == ANA
 
 
+async def test_codes_asked_for_in_vain_do_not_hide_the_number_that_is_verified(
+    sms: SmsProcess, people: PeopleStandIn
+) -> None:
+    user = sms.user(people.add(ANA, USER))
+    await _send(sms)
+    for number in range(6):
+        await _send(sms, phone_number=f"+1415555018{number}")
+    assert (await user.set_consent(opted_out=True)).phone_number == ANA
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"code": "12345"}, {"code": "abcdef"}, {"phone_number": "+99912345678"}, {"request_id": "x"}, {"user_id": ""}],

@@ -133,6 +133,24 @@ async def test_what_the_provider_has_confirmed_is_not_confirmed_again(sms: SmsPr
     assert await sms.rows("select is_opted_out from consents") == [(True,)]
 
 
+async def test_a_word_that_only_the_provider_knows_counts_too(
+    sms: SmsProcess, people: PeopleStandIn, chat: ChatStandIn, twilio: TwilioStandIn
+) -> None:
+    people.add(ANA)
+    await sms.text_in(ANA, "Basta", OptOutType="STOP")
+    await sms.settled()
+    assert await sms.rows("select is_opted_out, source from consents where phone_number = %s", ANA) == [(True, "keyword")]
+    await sms.text_in(ANA, "Encore", OptOutType="START")
+    await sms.text_in(ANA, "Que?", OptOutType="HELP")
+    await sms.settled()
+    assert await sms.rows("select is_opted_out from consents where phone_number = %s", ANA) == [(False,)]
+    assert (await sms.answers_of(ANA), chat.asked, twilio.taken) == (["keyword"] * 3, [], [])
+    # To somebody who wanted none and to nobody else.
+    await sms.text_in(ANA, "Yes", OptOutType="START")
+    await sms.settled()
+    assert [one.text for one in chat.asked] == ["Yes"]
+
+
 async def test_what_was_queued_before_a_stop_is_blocked_after_it(
     sms: SmsProcess, people: PeopleStandIn, twilio: TwilioStandIn
 ) -> None:
@@ -239,6 +257,16 @@ async def test_the_user_says_elsewhere_that_they_want_none(
     # A number that became another's is not one's own any more.
     people.add(ANA)
     assert (await refusal(ana.set_consent(opted_out=True))).reason == "PHONE_NOT_VERIFIED"
+
+
+async def test_what_is_said_again_leaves_no_line_in_the_ledger(sms: SmsProcess, people: PeopleStandIn) -> None:
+    ana = sms.user(people.add(ANA))
+    await sms.text_in(ANA, "Hello?")
+    await sms.settled()
+    first = await ana.set_consent(opted_out=False)
+    assert first.HasField("update_time")
+    assert await ana.set_consent(opted_out=False) == first
+    assert await sms.rows("select change, source, epoch from consent_events") == [("start", "user", 0)]
 
 
 async def test_administrators_list_those_who_want_none(sms: SmsProcess, people: PeopleStandIn) -> None:

@@ -130,7 +130,7 @@ async def bench(database: ServiceDatabase) -> AsyncIterator[Bench]:
     limits = TextLimits(user_per_day=1000, number_per_hour=1000, codes_per_hour=1000)
     try:
         inbox = InboxStore(opened, jobs, limits, sender_name="Parley")
-        yield Bench(inbox, OutboxStore(opened), MessageStore(opened, jobs, limits), pool)
+        yield Bench(inbox, OutboxStore(opened, jobs), MessageStore(opened, jobs, limits), pool)
     finally:
         await opened.close()
         await pool.close()

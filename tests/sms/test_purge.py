@@ -93,6 +93,31 @@ async def test_a_reply_that_is_being_written_is_not_sent(
     assert await _holdings(sms, ana) == "[]"
 
 
+async def test_a_text_that_is_under_way_is_deleted_at_the_provider_too(sms: SmsProcess, twilio: TwilioStandIn) -> None:
+    ana = sms.user()
+
+    async def purge(_: object) -> None:
+        await _purge(sms, ana.id)
+
+    twilio.on_taken = purge
+    await ana.send(BEN, "Hello")
+    await sms.settled()
+    assert twilio.deleted == [one.sid for one in twilio.taken]
+    assert len(twilio.taken) == 1
+    assert await _holdings(sms, ana) == "[]"
+
+
+async def test_a_number_that_only_called_goes_too(sms: SmsProcess, people: PeopleStandIn) -> None:
+    await sms.call_in(new_sid("CA"), "completed", From=ANA)
+    await sms.text_in(ANA, "Hello?")
+    await sms.settled()
+    ana = sms.user(people.add(ANA))
+    await sms.call_in(new_sid("CA"), "completed", From=ANA)
+    await sms.settled()
+    await _purge(sms, ana.id)
+    assert await sms.rows("select count(*) from calls") == await sms.rows("select count(*) from messages") == [(0,)]
+
+
 async def test_many_writers_and_a_purge_leave_nothing(sms: SmsProcess, people: PeopleStandIn) -> None:
     ana = sms.user(people.add(ANA))
 

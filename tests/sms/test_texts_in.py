@@ -11,7 +11,7 @@ from services.sms.records import NewText
 from tests.chat.service import refusal
 from tests.sms.conftest import Start
 from tests.sms.peers import ChatStandIn, PeopleStandIn
-from tests.sms.service import MESSAGE, SmsProcess, body_of, new_sid, signed
+from tests.sms.service import MESSAGE, SmsProcess, body_of, eventually, new_sid, signed
 from tests.sms.twilio_stand_in import ACCOUNT, OWN_NUMBER, TwilioStandIn
 
 ANA = "+14155550101"
@@ -60,6 +60,15 @@ async def test_a_number_that_is_nobodys_is_kept_and_not_answered(
     await sms.settled()
     assert await sms.answers_of("+14155550102") == ["unmatched"]
     assert twilio.taken == []
+
+
+async def test_a_sender_without_a_number_is_nobody(sms: SmsProcess, people: PeopleStandIn) -> None:
+    for sender in ("Pizzeria", "40404"):
+        await sms.text_in(sender, "Hello?")
+        await sms.call_in(new_sid("CA"), "completed", From=sender)
+    await sms.settled()
+    assert await sms.answers_of("40404") == await sms.answers_of("Pizzeria") == ["unmatched"]
+    assert people.asked == 0
 
 
 async def test_who_does_not_want_replies_gets_none(
@@ -118,6 +127,23 @@ async def test_a_text_that_is_too_old_is_not_answered(
         people.is_away = False
         await sms.settled()
         assert (await sms.answers_of(ANA), twilio.taken) == (["too_late"], [])
+        # It is theirs all the same.
+        found = await sms.user(people.numbers[ANA]).messages()
+        assert [(one.text, one.answer) for one in found.messages] == [("Hello?", "too_late")]
+
+
+async def test_a_text_stays_whose_it_was_when_the_number_becomes_anothers(
+    sms: SmsProcess, people: PeopleStandIn, chat: ChatStandIn, twilio: TwilioStandIn
+) -> None:
+    first = people.add(ANA)
+    chat.error = Unavailable("Not now.", reasons.ERROR_REASON_MODEL_UNAVAILABLE)
+    await sms.text_in(ANA, "Between us")
+    await eventually(lambda: bool(chat.asked))
+    people.add(ANA)
+    chat.error = None
+    await sms.settled()
+    assert (set(chat.users), twilio.taken) == ({first}, [])
+    assert [one.text for one in (await sms.user(first).messages()).messages] == ["Between us"]
 
 
 async def test_a_long_reply_is_cut_at_a_word(

@@ -92,6 +92,13 @@ async def test_a_provider_that_is_not_there_is_tried_so_often_and_then_given_up(
         assert ((await ana.message(sent.id)).status, (await ana.message(sent.id)).error_code) == ("failed", "not_taken")
 
 
+async def test_an_answer_that_comes_in_pieces_is_an_answer(ana: User, sms: SmsProcess, twilio: TwilioStandIn) -> None:
+    twilio.faults.append("in_pieces")
+    sent = await ana.send(BEN, "Hello")
+    await sms.settled(within_seconds=5)
+    assert ((await ana.message(sent.id)).status, twilio.attempts) == ("sent", 1)
+
+
 async def test_what_the_provider_refuses_is_not_tried_again(ana: User, sms: SmsProcess, twilio: TwilioStandIn) -> None:
     twilio.faults.append(21211)
     sent = await ana.send(BEN, "Hello")

@@ -119,3 +119,11 @@ async def test_forms_that_are_none_are_refused(sms: SmsProcess) -> None:
         body = httpbody_pb2.HttpBody(content_type=content_type, data=data)
         refused = await refusal(sms.sms.ReceiveTwilioMessage(sms_pb2.TwilioWebhook(form=body), timeout=10))
         assert refused.code in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.PERMISSION_DENIED}, data[:20]
+
+
+async def test_a_form_beyond_every_text_is_refused_before_it_is_read(sms: SmsProcess) -> None:
+    await sms.text_in("+14155550101", "\N{GRINNING FACE}" * 10_000)
+    assert await sms.rows("select length(text) from messages") == [(10_000,)]
+    body = httpbody_pb2.HttpBody(content_type="application/x-www-form-urlencoded", data=b"Body=" + b"%41" * 100_000)
+    refused = await refusal(sms.sms.ReceiveTwilioMessage(sms_pb2.TwilioWebhook(form=body), timeout=10))
+    assert refused.code == grpc.StatusCode.INVALID_ARGUMENT

@@ -20,7 +20,7 @@ from aiohttp import web
 ACCOUNT = "AC" + "0" * 32
 TOKEN = "the-token-of-the-account"
 OWN_NUMBER = "+15005550006"
-Fault = Literal["limit", "fault", "cut_before", "cut_after", "garbage", "slow", "denied"] | int
+Fault = Literal["limit", "fault", "cut_before", "cut_after", "garbage", "slow", "in_pieces", "denied"] | int
 
 
 def signature(url: str, form: Mapping[str, str] | list[tuple[str, str]], token: str = TOKEN) -> str:
@@ -96,7 +96,8 @@ class TwilioStandIn:
             await asyncio.sleep(3)
         if fault == "garbage":
             return web.Response(status=201, text="<html>not what you think</html>", content_type="text/html")
-        return web.json_response(_resource(taken), status=201)
+        answer = web.json_response(_resource(taken), status=201)
+        return await _in_pieces(request, answer) if fault == "in_pieces" else answer
 
     async def delete(self, request: web.Request) -> web.Response:
         sid = request.match_info["sid"]
@@ -120,6 +121,18 @@ def _resource(taken: Taken) -> dict[str, Any]:
 
 def _error(status: int, code: int) -> web.Response:
     return web.json_response({"code": code, "message": "refused", "status": status}, status=status)
+
+
+async def _in_pieces(request: web.Request, answer: web.Response) -> web.StreamResponse:
+    """As a network may bring it: a part, and later the rest."""
+    assert isinstance(answer.body, bytes)
+    pieces = web.StreamResponse(status=answer.status, headers={"Content-Type": "application/json"})
+    await pieces.prepare(request)
+    for piece in (answer.body[:40], answer.body[40:]):
+        await pieces.write(piece)
+        await asyncio.sleep(0.05)
+    await pieces.write_eof()
+    return pieces
 
 
 def _cut(request: web.Request) -> web.StreamResponse:

@@ -170,7 +170,7 @@ class _HttpClient(AsyncHttpClient):
         asked: dict[str, Any] = {"params": params, "data": data, "headers": {**(headers or {}), **named}}
         try:
             async with self._open().request(method, url, allow_redirects=False, **asked) as answer:
-                body = await answer.content.read(_MOST_ANSWER_BYTES)
+                body = await _read(answer.content)
                 return Response(answer.status, body.decode(errors="replace"), dict(answer.headers))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise NotTakenError(type(error).__name__) from None
@@ -189,6 +189,14 @@ class _HttpClient(AsyncHttpClient):
         """Closes the connections."""
         if self._session is not None:
             await self._session.close()
+
+
+async def _read(content: aiohttp.StreamReader) -> bytes:
+    """All of an answer, up to the bound: a read gives only what has arrived."""
+    body = b""
+    while len(body) < _MOST_ANSWER_BYTES and (part := await content.read(_MOST_ANSWER_BYTES - len(body))):
+        body += part
+    return body
 
 
 def _basic(name: str, password: str) -> str:
