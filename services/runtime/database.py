@@ -6,15 +6,16 @@ Every transaction says on whose behalf it runs, and row-level security holds it 
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from sqlalchemy import URL, ColumnElement, exc, func, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import QueuePool
 
 # One round trip begins a transaction and says whose it is: two statements in one go, which take no parameters.
 _AS_USER = "begin; select set_config('parley.user_id', '{user_id}', true)"
@@ -37,6 +38,9 @@ CONNECT_TIMEOUT_SECONDS = 5
 IDLE_TRANSACTION_SECONDS = 5
 # Longer than a burst lasts that the process can serve; whoever calls has a deadline of their own.
 POOL_WAIT_SECONDS = 30
+# How long the end waits for connections that are in use.
+_RETURN_SECONDS = 5.0
+_RETURN_TICK_SECONDS = 0.01
 # So that the pool gets to look at the age of a connection that a lane holds.
 _HELD_SECONDS = 300
 # A server that vanished without a word (a dead node) is noticed within 15 s; of no meaning to a unix socket.
@@ -63,7 +67,6 @@ class Database:
         self.on_driver_statement: Callable[[str], None] | None = None
         """Hears of the statements that SQLAlchemy's events do not tell of."""
         self._lanes: list[Lane] = []
-        self._returning: set[asyncio.Future[None]] = set()
 
     def lane(self, *, size: int) -> "Lane":
         """Keeps up to `size` connections of the pool for a path that is run often. Closed with the database."""
@@ -96,8 +99,9 @@ class Database:
             yield connection
             await connection.commit()
         finally:
-            # Rolls back what was not committed.
-            await self.give_back(connection.close())
+            # Rolls back what was not committed and gives the connection back. Shielded: a task that is cancelled once
+            # more meanwhile must not lose the connection to the pool.
+            await asyncio.shield(connection.close())
 
     async def begun(self, begin: str) -> AsyncConnection:
         """A connection with the identity set. A pooled one that died meanwhile is replaced once: nothing ran on it."""
@@ -113,16 +117,9 @@ class Database:
         try:
             await connection.exec_driver_sql(begin)
         except BaseException:
-            await self.give_back(connection.close())
+            await asyncio.shield(connection.close())
             raise
         return connection
-
-    async def give_back(self, returning: Coroutine[Any, Any, None]) -> None:
-        """Runs the return of a connection to the end, which a task that is cancelled meanwhile does not wait for."""
-        task = asyncio.ensure_future(returning)
-        self._returning.add(task)
-        task.add_done_callback(self._returning.discard)
-        await asyncio.shield(task)
 
     async def check_role(self) -> None:
         """Raises UnsafeRoleError when the role is a superuser, bypasses row-level security or owns the tables."""
@@ -138,8 +135,10 @@ class Database:
         """Closes every connection, those too that are still on their way back."""
         for lane in self._lanes:
             await lane.close()
-        if self._returning:
-            await asyncio.wait(self._returning, timeout=STATEMENT_TIMEOUT_SECONDS)
+        # A call that was cancelled may be giving its connection back just now: after the end nobody would close it.
+        pool, end = cast(QueuePool, self.engine.pool), asyncio.get_running_loop().time() + _RETURN_SECONDS
+        while pool.checkedout() and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110 - the pool tells nobody
+            await asyncio.sleep(_RETURN_TICK_SECONDS)
         await self.engine.dispose()
 
 
@@ -199,12 +198,12 @@ class Lane:
                 yield transaction
                 await transaction.commit()
             except BaseException:
-                await self._database.give_back(_given_back(connection, driver))
+                await asyncio.shield(_given_back(connection, driver))
                 raise
             if asyncio.get_running_loop().time() - since < _HELD_SECONDS:
                 self._idle.append((connection, driver, since))
             else:
-                await self._database.give_back(connection.close())
+                await asyncio.shield(connection.close())
 
     async def _begun(self, begin: str) -> tuple[AsyncConnection, "psycopg.AsyncConnection[Any]", float]:
         """A connection with the identity set: one that is held, if that lives, or one of the pool."""
@@ -215,7 +214,7 @@ class Lane:
                 with _as_sqlalchemy(connection):
                     await driver.execute(begin.encode())
             except BaseException as error:
-                await self._database.give_back(_given_back(connection, driver))
+                await asyncio.shield(_given_back(connection, driver))
                 # Nothing ran on it: one that died meanwhile is replaced.
                 if not isinstance(error, exc.OperationalError):
                     raise

@@ -11,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from services.runtime.sealing import Seal, sealing_keys
 from tests.e2e.harness import PASSWORD, Client, Suite, database_of, reason_of
 
 STREAM = "/api/v1/chat/stream"
@@ -50,7 +51,9 @@ async def _expired(suite: Suite, token: str) -> str:
         query = "select private_key from signing_keys where kid = %s"
         row = await (await connection.execute(query, (header["kid"],))).fetchone()
     assert row is not None
-    key = serialization.load_der_private_key(row[0], password=None)
+    seal = Seal(sealing_keys((suite.data / "credentials" / "auth.sealing-key").read_text().strip()))
+    der = seal.open(bytes(row[0]), context=f"signing key {header['kid']}".encode())
+    key = serialization.load_der_private_key(der, password=None)
     assert isinstance(key, Ed25519PrivateKey)
     old = {**claims, "iat": claims["iat"] - 3600, "exp": claims["exp"] - 3600}
     return jwt.encode(old, key, algorithm="EdDSA", headers={"kid": header["kid"]})
