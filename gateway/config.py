@@ -107,7 +107,9 @@ def _edge_listener(settings: EdgeSettings, rpcs: tuple[Rpc, ...], directory: Pat
     return {
         "name": "edge",
         "address": socket_address(settings.edge_address),
-        "per_connection_buffer_limit_bytes": 1024 * _KILOBYTE,
+        # A filter that waits may have gathered twice this, and a read more, of a body when the body limit takes over. Envoy
+        # reads on only below half of that limit: with more here, a large body would wait for ever.
+        "per_connection_buffer_limit_bytes": settings.max_body_bytes // 8,
         "filter_chains": [{"filters": [_manager(manager)], **_tls(settings)}],
     }
 

@@ -114,7 +114,7 @@ class EdgeSettings(BaseSettings):
     # A stream without an event, heartbeats included, for this long is dead.
     stream_idle_timeout_seconds: int = Field(default=90, ge=1, le=3600)
     # At most what a service takes (8 MiB), so that it is the edge that says 413.
-    max_body_bytes: int = Field(default=2 * 1024 * 1024, ge=1024, le=8 * 1024 * 1024)
+    max_body_bytes: int = Field(default=2 * 1024 * 1024, ge=256 * 1024, le=8 * 1024 * 1024)
     # Greatest unary answer that is turned into JSON: a whole conversation, say.
     max_answer_bytes: int = Field(default=32 * 1024 * 1024, ge=1024 * 1024, le=256 * 1024 * 1024)
     # Streams at once, of one connection and towards one service.

@@ -24,18 +24,27 @@ from tests.suite_process import ROOT, free_ports, start_command
 # The matrix calls thousands of times within a minute, and would be refused for that alone.
 UNLIMITED: Mapping[str, str] = {"LIMITS_ENABLED": "false"}
 QUIET = {"EXTRACTION_ENABLED": "false", "SUMMARIES_ENABLED": "false", "TITLES_ENABLED": "false"}
+# Everybody's tokens are made before the first test and used to the last, which may be more than the usual 15 minutes later.
+LONG_LIVED = {"ACCESS_TOKEN_LIFETIME_SECONDS": "3500", "SIGNING_KEY_PUBLISH_AHEAD_SECONDS": "7200"}
 SHORT_SECONDS = 10
 
 
 @pytest.fixture(scope="session")
 async def world() -> AsyncIterator[World]:
+    async with running_world() as made:
+        made.bad = await _bad_identities(made)
+        yield made
+
+
+@asynccontextmanager
+async def running_world() -> AsyncIterator[World]:
+    """A suite with an administrator, until the block ends."""
     with tempfile.TemporaryDirectory(prefix="parley-access-", ignore_cleanup_errors=True) as folder:
-        more = {**QUIET, **UNLIMITED, "MCP_ALLOW_PRIVATE_ADDRESSES": "true"}
+        more = {**QUIET, **UNLIMITED, **LONG_LIVED, "MCP_ALLOW_PRIVATE_ADDRESSES": "true"}
         suite = await Suite.start(environment(Path(folder), **more))
         async with httpx2.AsyncClient(base_url=suite.url, timeout=30, trust_env=False) as http:
             made = World(suite, http)
             made.admin = await made.make_admin()
-            made.bad = await _bad_identities(made)
             yield made
             await made.close()
         assert await suite.stop() == 0

@@ -7,12 +7,13 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.access.conftest import running_world
 from tests.access.world import Person, World
 
 REQUESTS = int(os.environ.get("PARLEY_TEST_REQUESTS", "150"))
@@ -73,6 +74,13 @@ PEOPLE: Mapping[str, Callable[[World], Awaitable[Person | None]]] = {
     "a user": lambda world: world.register(),
     "an administrator": lambda world: world.make_admin(),
 }
+
+
+@pytest.fixture(scope="module")
+async def world() -> AsyncIterator[World]:
+    """Its own: an administrator's generated requests may delete anybody whom an answer has named."""
+    async with running_world() as made:
+        yield made
 
 
 @pytest.mark.timeout(3600)

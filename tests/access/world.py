@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -55,6 +56,10 @@ class Person:
     @property
     def session(self) -> str:
         return str(jwt.decode(self.token, options={"verify_signature": False})["sid"])
+
+
+def _seconds_left(token: str) -> float:
+    return float(jwt.decode(token, options={"verify_signature": False})["exp"] - time.time())
 
 
 class World:
@@ -121,7 +126,8 @@ class World:
         return (self.suite.data / "credentials" / workload).read_text().strip()
 
     async def service_token(self, workload: str, audience: str) -> str:
-        if (workload, audience) not in self._tokens:
+        known = self._tokens.get((workload, audience))
+        if known is None or _seconds_left(known) < 60:
             fields = {"workload": workload, "credential": self.credential(workload), "audience": audience}
             answer = await self.ask(f"{AUTH}.TokenService.IssueServiceToken", fields, ())
             self._tokens[workload, audience] = answer["token"]

@@ -37,7 +37,7 @@ ODD_SETTINGS = [
         "ALLOWED_HOSTS": "api.example.com,*.example.org",
         "EDGE_ACCESS_LOG": "json",
         "REQUEST_TIMEOUT_SECONDS": "600",
-        "MAX_BODY_BYTES": "1024",
+        "MAX_BODY_BYTES": "262144",
         "EDGE_CONCURRENCY": "16",
         "LIMITS_ENABLED": "false",
         "EXTERNAL_TOKENS_ENABLED": "true",
