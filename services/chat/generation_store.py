@@ -22,9 +22,10 @@ from services.chat.schema import generations, tool_calls
 from services.chat.turn_end import FINISH, Outcome, finish_values, reply_of
 from services.chat.unrecorded import Unrecorded
 from services.runtime.calls import current_request_id
-from services.runtime.database import DATABASE_FAILURES, Database, UserTransaction, interval
+from services.runtime.database import DATABASE_FAILURES, Database, interval
 from services.runtime.errors import ServiceError, Unauthenticated, reason_name, to_service_error
 from services.runtime.jobs import Jobs
+from services.runtime.lanes import UserTransaction
 
 log = structlog.get_logger(__name__)
 

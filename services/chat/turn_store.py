@@ -23,10 +23,11 @@ from services.chat.tools.call_store import inherit_rounds
 from services.chat.turn_beginning import BEGIN_CREATING, BEGIN_GROWING, beginning_values
 from services.chat.turn_draft import TurnDraft, is_latest, latest_attempt, placed
 from services.chat.versions import FORGET_REPLACED, NewReply, Replacement, replace_last_turn
-from services.runtime.database import Database, UserTransaction, violated_constraint
+from services.runtime.database import Database, violated_constraint
 from services.runtime.errors import Aborted, ServiceError, reason_name
 from services.runtime.ids import new_id
 from services.runtime.jobs import Jobs
+from services.runtime.lanes import UserTransaction
 
 log = structlog.get_logger(__name__)
 

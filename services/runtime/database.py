@@ -5,27 +5,19 @@ Every transaction says on whose behalf it runs, and row-level security holds it 
 """
 
 import asyncio
-import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, cast
+from typing import cast
 
-import psycopg
 from sqlalchemy import URL, ColumnElement, exc, func, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import QueuePool
 
-# One round trip begins a transaction and says whose it is: two statements in one go, which take no parameters.
-_AS_USER = "begin; select set_config('parley.user_id', '{user_id}', true)"
-# A reader locks no row: whoever takes the pages may pause for longer.
-_AS_READER = (
-    "begin isolation level repeatable read, read only; select set_config('parley.user_id', '{user_id}', true),"
-    " set_config('idle_in_transaction_session_timeout', '30s', true)"
-)
-_AS_SERVICE = "begin; select set_config('parley.scope', 'service', true)"
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+from services.runtime.lanes import Lane
+from services.runtime.scopes import AS_SERVICE, as_reader, as_user
+
 _ROLE = text(
     "select rolsuper or rolbypassrls as bypasses, exists ("
     " select from pg_class where relnamespace = current_schema()::regnamespace and relkind in ('r', 'p')"
@@ -41,8 +33,6 @@ POOL_WAIT_SECONDS = 30
 # How long the end waits for connections that are in use.
 _RETURN_SECONDS = 5.0
 _RETURN_TICK_SECONDS = 0.01
-# So that the pool gets to look at the age of a connection that a lane holds.
-_HELD_SECONDS = 300
 # A server that vanished without a word (a dead node) is noticed within 15 s; of no meaning to a unix socket.
 NOTICE_DEATH: Mapping[str, int] = MappingProxyType(
     {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 2, "tcp_user_timeout": 15_000}
@@ -67,8 +57,9 @@ class Database:
         self.on_driver_statement: Callable[[str], None] | None = None
         """Hears of the statements that SQLAlchemy's events do not tell of."""
         self._lanes: list[Lane] = []
+        self._is_closed = False
 
-    def lane(self, *, size: int) -> "Lane":
+    def lane(self, *, size: int) -> Lane:
         """Keeps up to `size` connections of the pool for a path that is run often. Closed with the database."""
         lane = Lane(self, size=size)
         self._lanes.append(lane)
@@ -77,19 +68,19 @@ class Database:
     @asynccontextmanager
     async def transaction(self, *, user_id: str) -> AsyncIterator[AsyncConnection]:
         """A transaction confined to the rows of one user."""
-        async with self._transaction(_as_user(user_id)) as connection:
+        async with self._transaction(as_user(user_id)) as connection:
             yield connection
 
     @asynccontextmanager
     async def snapshot(self, *, user_id: str) -> AsyncIterator[AsyncConnection]:
         """A transaction that sees the rows of one user as they are when it begins, and writes nothing."""
-        async with self._transaction(_as_user(user_id, begin=_AS_READER)) as connection:
+        async with self._transaction(as_reader(user_id)) as connection:
             yield connection
 
     @asynccontextmanager
     async def service_transaction(self) -> AsyncIterator[AsyncConnection]:
         """A transaction for the service's own work across users: sign-in, jobs, sweeps."""
-        async with self._transaction(_AS_SERVICE) as connection:
+        async with self._transaction(AS_SERVICE) as connection:
             yield connection
 
     @asynccontextmanager
@@ -113,6 +104,9 @@ class Database:
         return await self._identified(begin)
 
     async def _identified(self, begin: str) -> AsyncConnection:
+        if self._is_closed:
+            # The engine would make a new pool, whose connections nobody closes.
+            raise RuntimeError("the database is closed")
         connection = await self.engine.connect()
         try:
             await connection.exec_driver_sql(begin)
@@ -132,7 +126,8 @@ class Database:
             )
 
     async def close(self) -> None:
-        """Closes every connection, those too that are still on their way back."""
+        """Closes every connection, those too that are still on their way back. Nothing can be begun after that."""
+        self._is_closed = True
         for lane in self._lanes:
             await lane.close()
         # A call that was cancelled may be giving its connection back just now: after the end nobody would close it.
@@ -140,121 +135,6 @@ class Database:
         while pool.checkedout() and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110 - the pool tells nobody
             await asyncio.sleep(_RETURN_TICK_SECONDS)
         await self.engine.dispose()
-
-
-class UserTransaction:
-    """A transaction on a connection of a lane: `connection` is what SQLAlchemy knows of it."""
-
-    __slots__ = ("_driver", "_on_statement", "connection")
-
-    def __init__(
-        self,
-        connection: AsyncConnection,
-        driver: "psycopg.AsyncConnection[Any]",
-        on_statement: Callable[[str], None] | None,
-    ) -> None:
-        self.connection = connection
-        self._driver = driver
-        self._on_statement = on_statement
-
-    async def fetch_one(self, statement: bytes, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
-        """Runs a statement in psycopg's own form (`%(name)s`) and returns its first row. Raises what SQLAlchemy would."""
-        if self._on_statement is not None:
-            self._on_statement(statement.decode())
-        with _as_sqlalchemy(self.connection):
-            cursor = await self._driver.execute(statement, values)
-            row: tuple[Any, ...] | None = await cursor.fetchone()
-        return row
-
-    async def commit(self) -> None:
-        """For the lane: ends the transaction well."""
-        if self.connection.in_transaction():
-            await self.connection.commit()
-        else:
-            with _as_sqlalchemy(self.connection):
-                await self._driver.commit()
-
-
-class Lane:
-    """A few connections for a path that is run often: without what taking one from the pool costs each time.
-
-    At most `size` transactions at a time; the others wait here, in order and as long as it takes, instead of at the
-    connection pool, whose patience is short.
-    """
-
-    def __init__(self, database: Database, *, size: int) -> None:
-        self._database = database
-        self._gate = asyncio.Semaphore(size)
-        self._idle: list[tuple[AsyncConnection, psycopg.AsyncConnection[Any], float]] = []
-
-    @asynccontextmanager
-    async def transaction(self, *, user_id: str) -> AsyncIterator[UserTransaction]:
-        """As that of the database; statements may also be given to the driver as they are."""
-        begin = _as_user(user_id)
-        async with self._gate:
-            connection, driver, since = await self._begun(begin)
-            try:
-                transaction = UserTransaction(connection, driver, self._database.on_driver_statement)
-                yield transaction
-                await transaction.commit()
-            except BaseException:
-                await asyncio.shield(_given_back(connection, driver))
-                raise
-            if asyncio.get_running_loop().time() - since < _HELD_SECONDS:
-                self._idle.append((connection, driver, since))
-            else:
-                await asyncio.shield(connection.close())
-
-    async def _begun(self, begin: str) -> tuple[AsyncConnection, "psycopg.AsyncConnection[Any]", float]:
-        """A connection with the identity set: one that is held, if that lives, or one of the pool."""
-        if self._idle:
-            held = self._idle.pop()
-            connection, driver, _ = held
-            try:
-                with _as_sqlalchemy(connection):
-                    await driver.execute(begin.encode())
-            except BaseException as error:
-                await asyncio.shield(_given_back(connection, driver))
-                # Nothing ran on it: one that died meanwhile is replaced.
-                if not isinstance(error, exc.OperationalError):
-                    raise
-            else:
-                return held
-        connection = await self._database.begun(begin)
-        raw = (await connection.get_raw_connection()).driver_connection
-        if not isinstance(raw, psycopg.AsyncConnection):
-            raise TypeError("the database is not spoken to by psycopg")
-        return connection, raw, asyncio.get_running_loop().time()
-
-    async def close(self) -> None:
-        """Gives the connections back."""
-        while self._idle:
-            connection, driver, _ = self._idle.pop()
-            await _given_back(connection, driver)
-
-
-@contextmanager
-def _as_sqlalchemy(connection: AsyncConnection) -> Iterator[None]:
-    """The driver's errors as SQLAlchemy raises them: without values, and without the statement."""
-    try:
-        yield
-    except psycopg.Error as error:
-        raise exc.DBAPIError.instance(
-            None, None, error, psycopg.Error, hide_parameters=True, dialect=connection.dialect
-        ) from error
-
-
-async def _given_back(connection: AsyncConnection, driver: "psycopg.AsyncConnection[Any]") -> None:
-    """Rolls back what was not committed, and gives the connection back to the pool, if it is still of use."""
-    if driver.closed:
-        await connection.invalidate()
-    await connection.close()
-
-
-def _as_user(user_id: str, *, begin: str = _AS_USER) -> str:
-    if not _UUID.fullmatch(user_id):
-        raise ValueError("a user's id is a UUID")
-    return begin.format(user_id=user_id)
 
 
 @asynccontextmanager

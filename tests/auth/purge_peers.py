@@ -109,17 +109,27 @@ class LateKeys:
     """The keys of an auth that starts after those who trust it: the KeySource and the EndedSessions of its peers."""
 
     def __init__(self) -> None:
-        self.auth: Assembly | None = None
+        self._auth: Assembly | None = None
+        self._last: Mapping[str, Ed25519PublicKey] = {}
+
+    @asynccontextmanager
+    async def of(self, auth: Assembly) -> AsyncIterator[None]:
+        """Its keys; after the block the last ones, for asking one that has stopped would open its database again."""
+        self._auth = auth
+        try:
+            yield
+        finally:
+            self._last = await auth.keys.public_keys()
+            self._auth = None
 
     async def public_keys(self) -> Mapping[str, Ed25519PublicKey]:
-        assert self.auth is not None
-        return await self.auth.keys.public_keys()
+        return await self._auth.keys.public_keys() if self._auth is not None else self._last
 
     def is_ended(self, session_id: str) -> bool:
-        return self.auth is not None and self.auth.ended.is_ended(session_id)
+        return self._auth is not None and self._auth.ended.is_ended(session_id)
 
     def is_current(self) -> bool:
-        return self.auth is not None
+        return self._auth is not None or bool(self._last)
 
 
 @asynccontextmanager

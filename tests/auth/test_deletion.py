@@ -34,8 +34,7 @@ class Stand:
     @asynccontextmanager
     async def started(self, *services: str, **changes: Any) -> AsyncIterator[RunningAuth]:
         settings = make_settings(self.database, self.folder, **self.peers.settings(*(services or ALL[:2])), **changes)
-        async with running_auth(self.database, settings) as auth:
-            self.keys.auth = auth.assembly
+        async with running_auth(self.database, settings) as auth, self.keys.of(auth.assembly):
             yield auth
 
 

@@ -28,8 +28,7 @@ StartAuth = Callable[..., Awaitable[RunningAuth]]
 @pytest.fixture
 async def peers(auth: RunningAuth) -> AsyncIterator[Peers]:
     keys = LateKeys()
-    keys.auth = auth.assembly
-    async with running_peers(keys) as running:
+    async with running_peers(keys) as running, keys.of(auth.assembly):
         yield running
 
 

@@ -230,3 +230,14 @@ async def test_what_is_given_back_late_is_closed_too(scratch: ServiceDatabase) -
         await asyncio.sleep(0.2)
         gc.collect()
     assert [str(one.message) for one in warned if issubclass(one.category, ResourceWarning)] == []
+
+
+async def test_nothing_is_begun_after_the_end(scratch: ServiceDatabase) -> None:
+    """Its connection would be nobody's to close."""
+    ended = open_database(scratch.url)
+    async with ended.service_transaction() as connection:
+        await connection.execute(text("select 1"))
+    await ended.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        async with ended.service_transaction():
+            pytest.fail("it began")
