@@ -5,8 +5,11 @@ and goes on over the other, through the edge or straight at one of chat's replic
 reader had. Of each stream: no sequence twice, none missing, exactly one terminal event, the text that the model was told to
 say, and the same events when all are read again after the end. It ends at the first stream that is not so.
 
-    PARLEY_CHAT_PROCESSES=2 make run
-    python -m bench.cut_streams --streams 1000 --at-once 200
+    PARLEY_CHAT_PROCESSES=2 LIMIT_GENERAL=off LIMIT_MODEL=off make run
+
+and, in another terminal:
+
+    .venv/bin/python -m bench.cut_streams --streams 1000 --at-once 100
 """
 
 import argparse

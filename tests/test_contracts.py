@@ -29,13 +29,13 @@ for _file in FILES:
     POOL.Add(_file)
 
 # Well-known types whose inside no rule of ours can bound. FieldMask: only bounded by the size of a request; a handler
-# compares its paths with the few that it knows. Struct: bounded by services/chat/response_schema.py.
+# compares its paths with the few that it knows. Struct: bounded by services/chat/request/response_schema.py.
 # HttpBody: a form, bounded like every request; services/sms/twilio_webhook.py reads the fields that it knows of it.
 UNBOUNDED_TYPES = {
     "google.api.HttpBody",
     *("google.protobuf.FieldMask", "google.protobuf.Timestamp", "google.protobuf.Duration", "google.protobuf.Struct"),
 }
-# No rule bounds bytes: services/chat/images.py does.
+# No rule bounds bytes: services/chat/request/images.py does.
 BOUNDED_BYTES = {"parley.chat.v1.InputImage.data"}
 # The best of what is there, as many as were asked for: a ranking has no second page.
 RANKINGS = {"parley.memory.v1.MemoryService.SearchMemories"}

@@ -6,12 +6,12 @@ row, then session rows; what ends several sessions at once holds the user's row.
 
 from collections.abc import Sequence
 
-from sqlalchemy import and_, func, insert, select, update
+from sqlalchemy import and_, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from services.auth.records import Account, Credentials, NewSession, Origin, StartedSession
 from services.auth.refusals import email_taken, taken, username_taken
-from services.auth.schema import sessions, users
+from services.auth.schema import password_tokens, sessions, users
 from services.auth.statements import (
     ACCOUNT,
     OPEN,
@@ -109,7 +109,7 @@ class AccountStore:
     async def change_password(
         self, account: Account, *, password_hash: str, session_id: str, origin: Origin
     ) -> Sequence[str] | None:
-        """Sets a new password and ends every other session; returns the ids of those.
+        """Sets a new password, and ends every other session and an unused one-time token; returns the ids of the sessions.
 
         None when the password was changed, or the account deactivated, since `account` was read.
         """
@@ -124,5 +124,6 @@ class AccountStore:
                 return None
             await note_event(connection, "password_changed", user_id=account.id, origin=origin)
             await connection.execute(update(users).where(users.c.id == account.id).values(values))
+            await connection.execute(delete(password_tokens).where(password_tokens.c.user_id == account.id))
             others = and_(sessions.c.user_id == account.id, sessions.c.id != session_id)
             return await end_sessions(connection, "password_changed", others)

@@ -6,7 +6,7 @@ A token is known by its digest only. A user has one at most; it is gone once it 
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import and_, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -51,9 +51,13 @@ class PasswordStore:
 
         None for a token that was used meanwhile or has expired: of two who use it at once one wins.
         """
-        using = delete(password_tokens).where(password_tokens.c.digest == digest, password_tokens.c.expire_time > func.now())
+        good = and_(password_tokens.c.digest == digest, password_tokens.c.expire_time > func.now())
+        # The user's row before the token: in the order of whoever deletes the user, or changes the password.
+        whose = select(users.c.id).where(users.c.id == select(password_tokens.c.user_id).where(good).scalar_subquery())
+        using = delete(password_tokens).where(good)
         async with self._database.service_transaction() as connection:
             await bound_ending(connection)
+            await connection.execute(whose.with_for_update(key_share=True))
             user_id = (await connection.execute(using.returning(password_tokens.c.user_id))).scalar_one_or_none()
             if user_id is None:
                 return None

@@ -41,7 +41,7 @@ class AuthSettings(ServerSettings, SealingSettings, HashSettings):
     workload_digests_file: Path
     """JSON file {"chat": "<SHA-256 of its credential, hex>"}: the services that may ask for tokens."""
     access_token_lifetime_seconds: int = Field(default=900, ge=10, le=3_500)
-    """How long an access token is good. At most an hour: that is how long services remember ended sessions."""
+    """How long an access token is good. Services remember ended sessions for an hour."""
     refresh_token_lifetime_seconds: int = Field(default=30 * DAY_SECONDS, ge=60, le=400 * DAY_SECONDS)
     """How long a session lasts after its last refresh."""
     refresh_grace_seconds: float = Field(default=30, ge=0, le=300)

@@ -104,6 +104,16 @@ async def test_a_new_token_takes_the_place_of_the_first_and_ends_every_session(a
     assert isinstance(await refusal(auth.users.CreatePasswordToken(nobody, metadata=admin.metadata)), NotFound)
 
 
+async def test_a_password_that_its_owner_changes_ends_the_one_time_token(auth: RunningAuth, admin: Person) -> None:
+    person = await auth.register()
+    asked = user_pb2.CreatePasswordTokenRequest(user_id=person.id)
+    made = await auth.users.CreatePasswordToken(asked, metadata=admin.metadata)
+    change = auth_pb2.ChangePasswordRequest(current_password=PASSWORD, new_password="quite another one")
+    await auth.auth.ChangePassword(change, metadata=person.metadata, timeout=CALL_SECONDS)
+    refused = await refusal(set_password(auth, made.token))
+    assert refused.reason == reasons.ERROR_REASON_PASSWORD_TOKEN_INVALID
+
+
 async def test_an_expired_token_sets_nothing_and_is_swept(auth: RunningAuth, admin: Person) -> None:
     made = await create(auth, admin, new_name())
     await auth.execute("update password_tokens set expire_time = now() where user_id = %s", made.user.id)

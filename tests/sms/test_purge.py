@@ -107,6 +107,21 @@ async def test_a_text_that_is_under_way_is_deleted_at_the_provider_too(sms: SmsP
     assert await _holdings(sms, ana) == "[]"
 
 
+async def test_more_than_goes_at_once(sms: SmsProcess, twilio: TwilioStandIn) -> None:
+    """And the texts of nobody at the number are found although the user's own go by batches."""
+    ana = sms.user()
+    for whose, count in ((ana.id, 500), (None, 300)):
+        await sms.rows(
+            "insert into messages (user_id, direction, kind, phone_number, text, status, answer, provider_message_id)"
+            " select %s, 'inbound', 'text', %s, 'Words', 'received', 'failed', %s || n from generate_series(1, %s) n",
+            whose, ANA, "SM-own-" if whose else "SM-nobodys-", count,
+        )  # fmt: skip
+    await _purge(sms, ana.id)
+    assert await sms.rows("select count(*) from messages") == [(0,)]
+    await sms.settled()
+    assert len(set(twilio.deleted)) == 800
+
+
 async def test_a_number_that_only_called_goes_too(sms: SmsProcess, people: PeopleStandIn) -> None:
     await sms.call_in(new_sid("CA"), "completed", From=ANA)
     await sms.text_in(ANA, "Hello?")

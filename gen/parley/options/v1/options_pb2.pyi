@@ -82,7 +82,7 @@ class _LimitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Limit.ValueType
     LIMIT_MODEL: _Limit.ValueType  # 2
     """What costs tokens of a model: by user, in two windows."""
     LIMIT_SIGN_IN: _Limit.ValueType  # 3
-    """What tries a secret, such as a password or a code: by address."""
+    """What tries a secret as nobody, such as a password or a one-time token: by address."""
     LIMIT_REGISTRATION: _Limit.ValueType  # 4
     """What makes an account: by address."""
     LIMIT_PUBLIC: _Limit.ValueType  # 5
@@ -102,7 +102,7 @@ LIMIT_GENERAL: Limit.ValueType  # 1
 LIMIT_MODEL: Limit.ValueType  # 2
 """What costs tokens of a model: by user, in two windows."""
 LIMIT_SIGN_IN: Limit.ValueType  # 3
-"""What tries a secret, such as a password or a code: by address."""
+"""What tries a secret as nobody, such as a password or a one-time token: by address."""
 LIMIT_REGISTRATION: Limit.ValueType  # 4
 """What makes an account: by address."""
 LIMIT_PUBLIC: Limit.ValueType  # 5

@@ -181,7 +181,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
       RESOURCE_EXHAUSTED {"reason": "TOKEN_BUDGET_SPENT", "metadata": {"budget_tokens": "200000"}}
     """
     ERROR_REASON_LIMIT_REACHED: _ErrorReason.ValueType  # 54
-    """The caller keeps as many of these as a user may: delete some.
+    """The caller keeps as many of these as a user may: delete some. Or did as many of them as a time may: `RetryInfo` says when
+    to come again, where that is known.
       RESOURCE_EXHAUSTED {"reason": "LIMIT_REACHED", "metadata": {"kind": "tasks", "limit": "5000"}}
     """
     ERROR_REASON_DEPENDENCY_UNAVAILABLE: _ErrorReason.ValueType  # 60
@@ -456,7 +457,8 @@ ERROR_REASON_TOKEN_BUDGET_SPENT: ErrorReason.ValueType  # 53
   RESOURCE_EXHAUSTED {"reason": "TOKEN_BUDGET_SPENT", "metadata": {"budget_tokens": "200000"}}
 """
 ERROR_REASON_LIMIT_REACHED: ErrorReason.ValueType  # 54
-"""The caller keeps as many of these as a user may: delete some.
+"""The caller keeps as many of these as a user may: delete some. Or did as many of them as a time may: `RetryInfo` says when
+to come again, where that is known.
   RESOURCE_EXHAUSTED {"reason": "LIMIT_REACHED", "metadata": {"kind": "tasks", "limit": "5000"}}
 """
 ERROR_REASON_DEPENDENCY_UNAVAILABLE: ErrorReason.ValueType  # 60
