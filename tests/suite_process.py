@@ -2,12 +2,12 @@
 
 import asyncio
 import os
-import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
+
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[1]
 PORTS = (
@@ -19,26 +19,6 @@ PORTS = (
 
 # One address is everybody here, and users are in a hurry. The limiter is asked all the same.
 UNLIMITED = {f"LIMIT_{name}": "off" for name in ("GENERAL", "MODEL", "SIGN_IN", "REGISTRATION", "PUBLIC")}
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that are free now, all different; so is the next of each, for a second process of a service."""
-    found: list[int] = []
-    with ExitStack() as probes:
-        while len(found) < count:
-            port = _bound(probes, 0)
-            if port is not None and _bound(probes, port + 1) is not None:
-                found.append(port)
-    return found
-
-
-def _bound(probes: ExitStack, port: int) -> int | None:
-    probe = probes.enter_context(socket.socket())
-    try:
-        probe.bind(("127.0.0.1", port))
-    except (OSError, OverflowError):
-        return None
-    return int(probe.getsockname()[1])
 
 
 def suite_environment(data: Path, **more: str) -> dict[str, str]:

@@ -19,7 +19,8 @@ from tests.access.contract import Rpc
 from tests.access.world import AUTH, RPCS, Person, World, bearer
 from tests.e2e.harness import Suite, environment
 from tests.issuer import Metadata
-from tests.suite_process import ROOT, free_ports, start_command
+from tests.ports import free_ports
+from tests.suite_process import ROOT, start_command
 
 # The matrix calls thousands of times within a minute, and would be refused for that alone.
 UNLIMITED: Mapping[str, str] = {"LIMITS_ENABLED": "false"}

@@ -1,7 +1,6 @@
 """One auth server for all tests of auth, and a way to start others. Every test makes people of its own."""
 
 import asyncio
-import socket
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -14,6 +13,7 @@ from services.runtime.migrations import migrate
 from suite.databases import ServiceDatabase, prepare_database
 from suite.postgres import EmbeddedPostgres
 from tests.auth.harness import Person, RunningAuth, make_settings, running_auth
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +50,5 @@ async def person(auth: RunningAuth) -> Person:
 
 @pytest.fixture
 def unused_port() -> int:
-    """A port of the loopback address that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on."""
+    return free_port()

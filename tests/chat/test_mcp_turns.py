@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -20,6 +19,7 @@ from tests.chat.conftest import Start
 from tests.chat.mcp_peers import SECRET, Seen, running_mcp, stranger, tools_server
 from tests.chat.service import ChatProcess, User, text_of
 from tests.chat.test_mcp_tools import answers_nothing
+from tests.ports import free_port
 
 EVERYTHING = "mcp-server-everything"
 Option = chat_pb2.McpServerOption
@@ -152,9 +152,7 @@ async def everything() -> AsyncIterator[str]:
     program = shutil.which(EVERYTHING)
     if program is None:
         pytest.skip(f"{EVERYTHING} is not on the PATH")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = await asyncio.create_subprocess_exec(
         program,
         "streamableHttp",

@@ -27,8 +27,9 @@ from suite.databases import prepare_database
 from suite.postgres import EmbeddedPostgres
 from suite.redis import RedisServer, start_redis
 from tests.chat.peers import WORKLOADS, running_auth
-from tests.faults.stand import ROOT, START_SECONDS, free_port
+from tests.faults.stand import ROOT, START_SECONDS
 from tests.issuer import Issuer
+from tests.ports import free_port
 
 BEGAN = 1_790_000_000
 LETTERS = "bcdfghjklmnprstvwxz"

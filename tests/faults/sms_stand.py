@@ -17,8 +17,9 @@ import psycopg
 from services.runtime.jobs import PUT_BACK
 from suite.databases import ServiceDatabase
 from tests.conftest import truncate
-from tests.faults.stand import ROOT, START_SECONDS, free_port
+from tests.faults.stand import ROOT, START_SECONDS
 from tests.issuer import Issuer
+from tests.ports import free_port
 from tests.sms.peers import CREDENTIAL, ChatStandIn, PeopleStandIn, running_auth, running_chat
 from tests.sms.service import PUBLIC_URL, SmsProcess
 from tests.sms.twilio_stand_in import ACCOUNT, OWN_NUMBER, TOKEN, TwilioStandIn, running_twilio

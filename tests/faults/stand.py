@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import sys
 import time
 from asyncio.subprocess import Process
@@ -23,18 +22,13 @@ from tests.chat.peers import WORKLOADS, MemoryStandIn, running_auth, running_mem
 from tests.chat.service import User
 from tests.conftest import truncate
 from tests.issuer import Issuer
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 LEASE_SECONDS = 1.5
 # Of a machine that does other things besides; three on one that does not.
 START_SECONDS = 60
 USER = "0199aaaa-0000-7000-8000-000000000001"
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 @dataclass

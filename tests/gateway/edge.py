@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
@@ -15,21 +14,11 @@ import httpx2
 
 from gateway.config import write
 from gateway.settings import Address, EdgeSettings
+from tests.ports import free_ports
 
 ENVOY = Path(sys.executable).parent / "envoy"
 START_SECONDS = 15
 ARGUMENTS = ["--disable-hot-restart", "--concurrency", "1", "--drain-time-s", "1", "--file-flush-interval-msec", "100"]
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @dataclass(frozen=True)

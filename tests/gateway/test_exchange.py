@@ -22,7 +22,7 @@ from tests.auth.harness import PASSWORD, Person, RunningAuth, make_settings, new
 from tests.gateway.backend import Script, Service, endpoints_of
 from tests.gateway.conftest import ORIGIN
 from tests.gateway.edge import Edge, error_of, running_edge
-from tests.suite_process import free_ports
+from tests.ports import free_ports
 
 ME, VERIFY, CONVERSATIONS = "/api/v1/auth/me", "/api/v1/auth/verify", "/api/v1/chat/conversations"
 WRONG = (401, code_pb2.UNAUTHENTICATED, "CREDENTIALS_WRONG")

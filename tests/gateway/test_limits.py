@@ -20,7 +20,7 @@ from tests.gateway.backend import Script, Service, endpoints_of
 from tests.gateway.edge import Edge, error_of, running_edge
 from tests.issuer import Issuer
 from tests.limiter.harness import RunningLimiter, running_limiter
-from tests.suite_process import free_ports
+from tests.ports import free_ports
 
 LIMITS = {
     "limit_general": "30/minute",

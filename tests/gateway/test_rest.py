@@ -9,7 +9,8 @@ from parley.auth.v1 import auth_pb2
 from parley.chat.v1 import chat_pb2, conversation_pb2
 from tests.gateway.backend import Script, Service, endpoints_of
 from tests.gateway.conftest import ORIGIN
-from tests.gateway.edge import Edge, free_ports, running_edge
+from tests.gateway.edge import Edge, running_edge
+from tests.ports import free_ports
 
 
 async def test_body_becomes_the_request(client: httpx2.AsyncClient, script: Script) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import sys
 import urllib.request
 from pathlib import Path
@@ -17,12 +16,7 @@ from services.runtime.settings import read_settings
 from suite.databases import ServiceDatabase
 from tests.memory.conftest import NO_PROVIDER
 from tests.memory.service import eventually
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+from tests.ports import free_port
 
 
 async def _run(**variables: str) -> asyncio.subprocess.Process:
@@ -36,7 +30,7 @@ async def _run(**variables: str) -> asyncio.subprocess.Process:
 async def test_it_serves_without_redis_and_auth_and_stops_in_order(database: ServiceDatabase, tmp_path: Path) -> None:
     credential = tmp_path / "credential"
     credential.write_text("secret-of-memory")
-    port, metrics_port = _free_port(), _free_port()
+    port, metrics_port = free_port(), free_port()
     process = await _run(
         DATABASE_URL=database.url,
         REDIS_URL=f"unix://{tmp_path}/nobody.sock",

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 import time
 import urllib.request
@@ -20,6 +19,7 @@ from services.runtime import migrations, process
 from services.runtime.settings import read_settings
 from suite.databases import ServiceDatabase
 from tests.issuer import Issuer
+from tests.ports import free_port
 from tests.runtime import probe
 from tests.runtime.probe_process import ProbeSettings, main
 from tests.runtime.status import refused
@@ -121,15 +121,9 @@ class Running:
         return line
 
 
-def _free_port() -> int:
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return int(asked.getsockname()[1])
-
-
 @pytest.fixture
 async def running(scratch_database: ServiceDatabase) -> AsyncIterator[Running]:
-    own = {"LISTEN_ADDRESS": f"127.0.0.1:{_free_port()}", "METRICS_ADDRESS": f"127.0.0.1:{_free_port()}"}
+    own = {"LISTEN_ADDRESS": f"127.0.0.1:{free_port()}", "METRICS_ADDRESS": f"127.0.0.1:{free_port()}"}
     environment = {**GOOD, **own, "DATABASE_URL": scratch_database.url, "LOG_FORMAT": "json", "DRAIN_SECONDS": "5"}
     begun = await _begin(environment)
     async with grpc.aio.insecure_channel(own["LISTEN_ADDRESS"]) as channel:

@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.gateway.edge import free_ports
+from tests.ports import free_ports
 from tests.sms.twilio_stand_in import ACCOUNT, OWN_NUMBER, TOKEN
 
 # The emulator wants Node 24, which npm has too.

@@ -9,7 +9,8 @@ import pytest
 
 from gateway.settings import Address
 from parley.sms.v1 import sms_pb2
-from tests.gateway.edge import Edge, free_ports, running_edge
+from tests.gateway.edge import Edge, running_edge
+from tests.ports import free_ports
 from tests.sms.conftest import Start
 from tests.sms.emulator import Emulator, install, node_folder, running_emulator
 from tests.sms.peers import ChatStandIn, PeopleStandIn
