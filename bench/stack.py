@@ -55,6 +55,8 @@ GROUPS = {
     "redis": "redis",
 }
 BODY = '{"message":"hello {i}","model":"{model}"}'
+# What the peers do: the turn, and nothing that is remembered of others.
+BODY_WITHOUT_MEMORY = '{"message":"hello {i}","model":"{model}","memory_enabled":false}'
 COLUMNS = ("edge", "chat", "memory", "auth", "sms", "postgres", "redis", "fastapi")
 
 
@@ -86,6 +88,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--beside", choices=["direct", "envoy", "fastapi", "litellm"], help="then measure this peer too")
     parser.add_argument("--workers", type=int, default=1, help="worker processes of that peer")
     parser.add_argument("--titles", action="store_true", help="with titles: a job and a call of the model each")
+    parser.add_argument(
+        "--without-memory", action="store_true", help="with memory_enabled: false, as the peers, which have none"
+    )
     parser.add_argument("--hold", action="store_true", help="start the stack, print the command, wait for Ctrl-C")
     return parser.parse_args()
 
@@ -114,7 +119,14 @@ def _running(parts: contextlib.ExitStack, folder: Path, options: argparse.Namesp
     places = ["--url-stream", f"{url}/api/v1/chat/stream", "--url-get", f"{url}/api/v1/chat/conversations/{conversation}"]
     groups = [f"{name}={','.join(map(str, pids))}" for name, pids in process_groups(suite.pid).items()]
     pids = ["--pids", *groups]
-    head = ["--header", authorization, "--body", BODY, "--upstream", upstream]
+    head = [
+        "--header",
+        authorization,
+        "--body",
+        BODY_WITHOUT_MEMORY if options.without_memory else BODY,
+        "--upstream",
+        upstream,
+    ]
     return [*_tool("running", options), "--name", "parley", *places, *head, *pids]
 
 

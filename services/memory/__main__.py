@@ -195,6 +195,8 @@ def _open_assembly(
         default_memory_tokens=settings.default_memory_tokens,
         most_memory_tokens=settings.greatest_memory_tokens,
         recall_seconds=settings.recall_timeout_seconds,
+        # Each takes two connections at once; half of the pool is for everybody else.
+        searches_at_once=max(1, settings.database_pool_size // 4),
         summaries_seconds=settings.recall_timeout_seconds,
     )
     return Assembly(conversations, recall, summaries if settings.summaries_enabled else None, limits)

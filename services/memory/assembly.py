@@ -20,6 +20,7 @@ from services.memory.conversation_memory import ConversationMemory
 from services.memory.excerpt import excerpt
 from services.memory.extraction.vocabulary import FUNCTION_WORDS, SMALL_TALK
 from services.memory.extraction.words import words
+from services.memory.recall.admission import Admission
 from services.memory.recall.search import Found, Recall, SearchResult
 from services.memory.summaries.records import Summary, SummaryPair
 from services.memory.summaries.store import SummaryStore
@@ -45,13 +46,15 @@ _TELLS_NOTHING: Final = FUNCTION_WORDS | SMALL_TALK | {"why", "how"}
 class AssemblyLimits:
     """Tokens of memories when the caller names none, the most that it may ask for, and when each part is late.
 
-    `recall_seconds` and `summaries_seconds` count from the beginning of the call.
+    `recall_seconds` and `summaries_seconds` count from the beginning of the call. At most `searches_at_once` memories are
+    looked for at a time; a context whose turn does not come in time is given without.
     """
 
     default_memory_tokens: int
     most_memory_tokens: int
     recall_seconds: float
     summaries_seconds: float
+    searches_at_once: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ class Assembly:
     def __init__(
         self, conversations: ConversationMemory, recall: Recall, summaries: SummaryStore | None, limits: AssemblyLimits
     ) -> None:
+        self._admission = Admission(most=limits.searches_at_once)
         self._conversations = conversations
         self._recall = recall
         self._summaries = summaries
@@ -117,7 +121,8 @@ class Assembly:
         if not asks_something(query):
             return _NOTHING
         told = frozenset(turn.message_id for turn in context.turns)
-        return await self._recall.search(user_id, query, limit=_MOST_FOUND, excluded_message_ids=told)
+        search = partial(self._recall.search, user_id, query, limit=_MOST_FOUND, excluded_message_ids=told)
+        return await self._admission.run(search)
 
 
 def asks_something(query: str) -> bool:

@@ -3,12 +3,15 @@
 import time
 from datetime import UTC, datetime
 
+import psycopg
 import pytest
+from sqlalchemy import make_url
 
 from parley.memory.v1 import memory_pb2
 from services.memory.tokens import text_tokens
 from simulator.control import Fault, Match, ScriptedAnswer
 from simulator.server import Running
+from suite.databases import ServiceDatabase
 from tests.memory.conftest import Start
 from tests.memory.service import MemoryService, message, new_id
 from tests.memory.statements import counted_statements
@@ -222,6 +225,26 @@ async def test_recall_that_is_late_is_done_without(
     assert time.monotonic() - began < 2
     assert [one.text for one in answer.messages] == ["My cat is called Tom."]
     assert (texts(answer), list(answer.degraded)) == ([], ["recall"])
+
+
+async def test_recall_that_is_late_costs_no_connection(start_memory: Start, memory_database: ServiceDatabase) -> None:
+    """A new connection for each that was cancelled is what would make all of them late."""
+    role = make_url(memory_database.url).username
+    async with start_memory(recall_timeout_seconds=0.3) as memory:
+        await memory.add_memory("The user has a cat.")
+        assert len(texts(await told(memory, "What is my cat called?"))) == 1
+        async with await psycopg.AsyncConnection.connect(memory_database.migration_url, autocommit=True) as other:
+            count = "select array_agg(pid order by pid) from pg_stat_activity where usename = %s"
+            before = await (await other.execute(count, (role,))).fetchone()
+            async with other.transaction():
+                await other.execute("lock table facts in access exclusive mode")
+                answers = [await told(memory, "What is my cat called?") for _ in range(3)]
+            assert [list(answer.degraded) for answer in answers] == [["recall"]] * 3
+            assert len(texts(await told(memory, "What is my cat called?"))) == 1
+            after = await (await other.execute(count, (role,))).fetchone()
+    assert before is not None
+    assert after is not None
+    assert set(before[0]) <= set(after[0])
 
 
 async def test_embeddings_that_are_late_leave_the_words(
