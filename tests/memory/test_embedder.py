@@ -17,7 +17,7 @@ from services.runtime.errors import InvalidArgument, ResourceExhausted, Unavaila
 from services.runtime.openai import OpenAISettings, open_client
 from simulator.control import Fault, Match, ScriptedAnswer
 from simulator.server import Running
-from tests.memory.odd_provider import Answer, Json, listed, odd_provider
+from tests.memory.odd_provider import Answer, listed, odd_provider
 
 
 @asynccontextmanager
@@ -133,7 +133,7 @@ async def test_without_a_client_there_are_no_embeddings() -> None:
     assert await Embedder(None, model="m", limits=limits).embed_query("query") is None
 
 
-def always(answered: Json, status: int = 200) -> Answer:
+def always(answered: Any, status: int = 200) -> Answer:
     return lambda _: (status, answered)
 
 
@@ -156,16 +156,40 @@ async def test_a_server_that_writes_lists_of_numbers_is_understood() -> None:
         (listed([]), "malformed_answer"),
         ({"error": "none"}, "malformed_answer"),
         (listed([1.0] * 5_000), "unusable_dimensions"),
+        (b"<html>502, but with status 200</html>", "malformed_answer"),
+        ([1, 2], "malformed_answer"),
+        ("overloaded", "malformed_answer"),
+        (None, "malformed_answer"),
+        ({"data": [None]}, "malformed_answer"),
+        ({"data": ["text"]}, "malformed_answer"),
+        ({"data": [{"index": 0}]}, "malformed_answer"),
     ],
 )
-async def test_an_answer_that_cannot_be_used_is_told_and_makes_no_vector(answered: Json, problem: str) -> None:
+async def test_an_answer_that_cannot_be_used_is_told_and_makes_no_vector(answered: Any, problem: str) -> None:
     async with odd_provider(always(answered)) as provider, opened(provider.base_url, dimensions=2) as embedder:
         with capture_logs() as logs, pytest.raises(Unavailable):
             await embedder.embed_texts(["text"])
-        assert await embedder.embed_query("query") is None
+        assert [await embedder.embed_query(f"query {number}") for number in range(3)] == [None] * 3
+    # A failure like any other: the further queries do not ask.
+    assert len(provider.asked) == 2
     told = next(one for one in logs if one["event"] == "embedding.unusable")
     assert told["problem"] == problem
     assert "EMBEDDING_DIMENSIONS" in told["advice"]
+
+
+@pytest.mark.parametrize("answered", [listed([10**400, 1.0]), b'{"data":' + b"[" * 100_000])
+async def test_an_answer_that_cannot_even_be_read_is_a_provider_that_is_away(answered: Any) -> None:
+    async with odd_provider(always(answered)) as provider, opened(provider.base_url, dimensions=2) as embedder:
+        with pytest.raises(Unavailable):
+            await embedder.embed_texts(["text"])
+        assert await embedder.embed_query("query") is None
+
+
+@pytest.mark.parametrize("usage", [None, {}, "many", [1], {"prompt_tokens": None}, {"prompt_tokens": -5}])
+async def test_what_a_server_says_of_its_use_costs_no_vector(usage: object) -> None:
+    answered = {**listed([3, 4.0]), "usage": usage}
+    async with odd_provider(always(answered)) as provider, opened(provider.base_url) as embedder:
+        assert await embedder.embed_texts(["one"]) == ["[0.6,0.8]"]
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])

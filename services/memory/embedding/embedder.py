@@ -159,7 +159,7 @@ class Embedder:
             with SECONDS.labels(purpose).time(), translated(self._model):
                 async with asyncio.timeout(timeout_seconds):
                     answer = await self._create(texts)
-            vectors = self._vectors(answer, count=len(texts))
+            vectors = self._read(answer, count=len(texts))
         except ServiceError as error:
             CALLS.labels(purpose, reason_name(error.reason)).inc()
             if isinstance(error, InvalidArgument) and not _is_about_the_text(error):
@@ -167,8 +167,7 @@ class Embedder:
             raise
         CALLS.labels(purpose, "answered").inc()
         TEXTS.labels(purpose).inc(len(texts))
-        if answer.usage is not None:
-            TOKENS.labels(purpose).inc(answer.usage.prompt_tokens)
+        TOKENS.labels(purpose).inc(_prompt_tokens(answer))
         return vectors
 
     async def _create(self, texts: list[str]) -> CreateEmbeddingResponse:
@@ -180,8 +179,17 @@ class Embedder:
             model=self._model, input=texts, dimensions=asked or openai.omit, encoding_format="base64"
         )
 
+    def _read(self, answer: CreateEmbeddingResponse, *, count: int) -> list[Vector]:
+        """What the answer holds. Trusts nothing of it: servers differ, and the SDK checks nothing.
+
+        The page of a proxy comes as text, JSON of another type as it is, what is missing as None.
+        """
+        try:
+            return self._vectors(answer, count=count)
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
+            self._mistaken("malformed_answer", error)
+
     def _vectors(self, answer: CreateEmbeddingResponse, *, count: int) -> list[Vector]:
-        """What the answer holds. Trusts nothing of it: servers differ."""
         data = answer.data if isinstance(answer.data, list) else []
         ordered = sorted(data, key=lambda one: one.index if isinstance(one.index, int) else 0)
         found = [_floats(one.embedding) for one in ordered]
@@ -230,6 +238,12 @@ def _is_about_the_text(error: InvalidArgument) -> bool:
     if cause.parameter in ("model", "dimensions", "encoding_format") or cause.status == 404:  # noqa: PLR2004 - as HTTP says
         return False
     return cause.mentions(*_ABOUT_THE_TEXT)
+
+
+def _prompt_tokens(answer: CreateEmbeddingResponse) -> int:
+    """What the call cost; 0 where the server says nothing of use."""
+    counted = getattr(answer.usage, "prompt_tokens", None)
+    return counted if isinstance(counted, int) and counted > 0 else 0
 
 
 def _floats(embedding: object) -> Sequence[float]:
