@@ -242,6 +242,33 @@ async def test_a_fault_that_nobody_foresaw_is_told_of_with_its_place_and_without
     assert "what was said" not in str(logs)
 
 
+async def test_a_statement_that_always_takes_too_long_is_given_up_and_pauses_nobody(
+    opened: Database, store: UpkeepStore
+) -> None:
+    scopes = await owe_some(opened, 20)
+    slow, done = scopes[7][1], list[Owed]()
+
+    async def do(owed: Sequence[Owed]) -> None:
+        async with opened.service_transaction() as connection:
+            if any(one.scope_id == slow for one in owed):
+                await connection.execute(text("set local statement_timeout = 20"))
+                await connection.execute(text("select pg_sleep(5)"))
+        done.extend(owed)
+
+    chore = Chore("embed", do, batch=8, concurrency=2, most_tries=2)
+    with capture_logs() as logs:
+        async with beside(Upkeep(store, [chore], FAST).run()):
+            async for _ in eventually(10):
+                if len(done) == 19 and await left(store) == 1:
+                    break
+            async with opened.service_transaction() as connection:
+                await connection.execute(text("update upkeep set due_time = now()"))
+            await nothing_left(store)
+    assert len({one.scope_id for one in done}) == len(done) == 19
+    assert [one["scope_id"] for one in logs if one["event"] == "upkeep.given_up"] == [slow]
+    assert not [one for one in logs if one["event"] == "upkeep.postponed"]
+
+
 async def test_a_model_that_goes_away_while_the_guilty_is_sought_costs_nobody_the_lease(
     opened: Database, store: UpkeepStore
 ) -> None:

@@ -20,7 +20,7 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from services.memory.upkeep.store import Owed, Task, UpkeepStore
-from services.runtime.database import DATABASE_FAILURES, STATEMENT_FAULTS
+from services.runtime.database import DATABASE_FAILURES, STATEMENT_FAULTS, is_statement_timeout
 from services.runtime.duties import repeat
 from services.runtime.errors import InvalidArgument, ServiceError, reason_name
 from services.runtime.openai import Refusal
@@ -65,8 +65,8 @@ class Chore:
     """How one task is done. `work` does a batch, idempotently, within `timeout_seconds`.
 
     It raises a ServiceError where what it needs is away, and InvalidArgument or Unworkable where the pieces themselves are
-    at fault; a batch is then done piece by piece. So it is after an error that nobody foresaw. What it returns without an
-    error is settled.
+    at fault; a batch is then done piece by piece. So it is after a statement that took too long and an error that nobody
+    foresaw. What it returns without an error is settled.
     """
 
     task: Task
@@ -229,7 +229,12 @@ class Upkeep:
             with SECONDS.labels(chore.task).time():
                 async with asyncio.timeout(chore.timeout_seconds):
                     await chore.work(owed)
-        except (ServiceError, Unworkable, TimeoutError, *DATABASE_FAILURES):
+        except DATABASE_FAILURES as error:
+            if is_statement_timeout(error):
+                # A database that is away, or too busy for anything, keeps the next claim from succeeding too.
+                raise Unworkable("statement too slow") from error
+            raise
+        except (ServiceError, Unworkable, TimeoutError):
             raise
         except Exception as error:
             # The one wrap around what is done for a piece. It hides nothing: the fault is told of with its place, though not
