@@ -1,19 +1,19 @@
 """Recall: what is remembered about something, the best first.
 
-Owns the course of a search: read the query; rank by words while the provider is asked for the vector of the query; rank by
-meaning; make one ranking of it all; read the rows that won. Invariants: a search sees the user's own memories only; what was
+Owns the course of a search: read the query; ask the provider for its vector, and rank by words meanwhile; rank by meaning;
+make one ranking of it all; read the rows that won. Invariants: a search sees the user's own memories only; what was
 superseded or closed is found only when it is asked for, what has expired never; a search goes on without embeddings, and
 says so. It refuses to wait for the provider longer than the embedder does.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from services.memory.recall.fusion import Candidate, FactKey, Key, Place, Ranked, Weights, fuse
-from services.memory.recall.question import Question, read_question
+from services.memory.recall.question import read_question
 from services.memory.recall.store import Extent, FoundTurn, RecallStore
 from services.memory.records import Fact
 
@@ -79,14 +79,14 @@ class Recall:
         kind: str | None = None,
         conversation_id: str | None = None,
         include_superseded: bool | None = None,
-        excluded_message_ids: frozenset[str] = frozenset(),
+        excluded: Callable[[], Awaitable[frozenset[str]]] | None = None,
         name: str = "",
     ) -> SearchResult:
         """What is remembered about `query`; of one `kind` (`fact`, `message`), of one conversation where they are given.
 
         At most `limit` (0: 10; more than 100: 100). What was superseded or closed is found where the query asks about the
-        past, unless `include_superseded` decides. `name` is what the user is called. Three statements, each a
-        transaction of its own.
+        past, unless `include_superseded` decides. `name` is what the user is called. `excluded` gives the ids of messages
+        that are not to be found; it is awaited while the query is being embedded. Three transactions.
         """
         question = read_question(query, now=datetime.now(UTC), name=name)
         extent = Extent(
@@ -95,10 +95,20 @@ class Recall:
             kind=kind,
             conversation_id=conversation_id,
             superseded=question.asks_about_past if include_superseded is None else include_superseded,
-            excluded_message_ids=excluded_message_ids,
             window=question.window,
         )
-        words, recent, meaning = await self._legs(extent, question)
+        try:
+            async with asyncio.TaskGroup() as group:
+                # First of all: the provider may take longer than everything else.
+                vector = group.create_task(self._embedder.embed_query(question.meaning))
+                if excluded is not None:
+                    extent = replace(extent, excluded_message_ids=await excluded())
+                by_words = group.create_task(self._store.by_words(extent, question.words, word_count=question.word_count))
+                by_meaning = group.create_task(self._by_meaning(extent, vector))
+        except BaseExceptionGroup as errors:
+            # A failure of one ends the others.
+            raise errors.exceptions[0] from None
+        (words, recent), meaning = by_words.result(), by_meaning.result()
         ranked = fuse(
             words=words,
             meaning=meaning or (),
@@ -110,22 +120,9 @@ class Recall:
         is_degraded = meaning is None and self._embedder.is_enabled
         return SearchResult(found, ["embeddings"] if is_degraded else [])
 
-    async def _legs(
-        self, extent: Extent, question: Question
-    ) -> tuple[list[Candidate], list[Candidate], list[Candidate] | None]:
-        """Both rankings at once; a failure of one ends the other, and is raised as it is."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                by_words = group.create_task(self._store.by_words(extent, question.words, word_count=question.word_count))
-                by_meaning = group.create_task(self._by_meaning(extent, question))
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        words, recent = by_words.result()
-        return words, recent, by_meaning.result()
-
-    async def _by_meaning(self, extent: Extent, question: Question) -> list[Candidate] | None:
+    async def _by_meaning(self, extent: Extent, asked: Awaitable[str | None]) -> list[Candidate] | None:
         """None where there is no vector to search by."""
-        vector = await self._embedder.embed_query(question.meaning)
+        vector = await asked
         if vector is None:
             return None
         # The name may only be known once the model has answered.
