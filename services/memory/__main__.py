@@ -86,7 +86,8 @@ async def open_memory(settings: MemorySettings, parts: AsyncExitStack) -> Memory
     parts.push_async_callback(client.close)
     embedder = _open_embedder(settings, client)
     delays: dict[Task, float] = {"embed": 0, "extract": settings.extraction_delay_seconds}
-    turns = TurnStore(database, Consequences(delays, _summary_limits(settings)))
+    heads = max(1, settings.database_pool_size // 4)
+    turns = TurnStore(database, Consequences(delays, _summary_limits(settings)), concurrency=heads)
     working_set, fence = _open_working_set(settings, parts), Fence(database)
     conversations = ConversationMemory(turns, working_set, _context_limits(settings))
     summaries = SummaryStore(database, _summary_limits(settings))
