@@ -86,7 +86,8 @@ async def open_memory(settings: MemorySettings, parts: AsyncExitStack) -> Memory
     parts.push_async_callback(client.close)
     embedder = _open_embedder(settings, client)
     delays: dict[Task, float] = {"embed": 0, "extract": settings.extraction_delay_seconds}
-    turns = TurnStore(database, Consequences(delays, _summary_limits(settings)))
+    heads = max(1, settings.database_pool_size // 4)
+    turns = TurnStore(database, Consequences(delays, _summary_limits(settings)), concurrency=heads)
     working_set, fence = _open_working_set(settings, parts), Fence(database)
     conversations = ConversationMemory(turns, working_set, _context_limits(settings))
     summaries = SummaryStore(database, _summary_limits(settings))
@@ -185,7 +186,9 @@ def _open_recall(settings: MemorySettings, database: Database, embedder: Embedde
         time=settings.recall_time_weight,
         rank_constant=settings.recall_rank_constant,
     )
-    return Recall(RecallStore(database), embedder, RecallLimits(settings.recall_candidates, weights))
+    # Each takes two connections at once; half of the pool is for everybody else.
+    at_once = max(1, settings.database_pool_size // 4)
+    return Recall(RecallStore(database), embedder, RecallLimits(settings.recall_candidates, weights, at_once))
 
 
 def _open_assembly(
@@ -195,8 +198,6 @@ def _open_assembly(
         default_memory_tokens=settings.default_memory_tokens,
         most_memory_tokens=settings.greatest_memory_tokens,
         recall_seconds=settings.recall_timeout_seconds,
-        # Each takes two connections at once; half of the pool is for everybody else.
-        searches_at_once=max(1, settings.database_pool_size // 4),
         summaries_seconds=settings.recall_timeout_seconds,
     )
     return Assembly(conversations, recall, summaries if settings.summaries_enabled else None, limits)

@@ -20,7 +20,6 @@ from services.memory.conversation_memory import ConversationMemory
 from services.memory.excerpt import excerpt
 from services.memory.extraction.vocabulary import FUNCTION_WORDS, SMALL_TALK
 from services.memory.extraction.words import words
-from services.memory.recall.admission import Admission
 from services.memory.recall.search import Found, Recall, SearchResult
 from services.memory.summaries.records import Summary, SummaryPair
 from services.memory.summaries.store import SummaryStore
@@ -46,15 +45,13 @@ _TELLS_NOTHING: Final = FUNCTION_WORDS | SMALL_TALK | {"why", "how"}
 class AssemblyLimits:
     """Tokens of memories when the caller names none, the most that it may ask for, and when each part is late.
 
-    `recall_seconds` and `summaries_seconds` count from the beginning of the call. At most `searches_at_once` memories are
-    looked for at a time; a context whose turn does not come in time is given without.
+    `recall_seconds` and `summaries_seconds` count from the beginning of the call.
     """
 
     default_memory_tokens: int
     most_memory_tokens: int
     recall_seconds: float
     summaries_seconds: float
-    searches_at_once: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +71,6 @@ class Assembly:
     def __init__(
         self, conversations: ConversationMemory, recall: Recall, summaries: SummaryStore | None, limits: AssemblyLimits
     ) -> None:
-        self._admission = Admission(most=limits.searches_at_once)
         self._conversations = conversations
         self._recall = recall
         self._summaries = summaries
@@ -101,33 +97,38 @@ class Assembly:
     async def _parts(
         self, key: ConversationKey, query: str, token_budget: int, degraded: list[str]
     ) -> tuple[Context, SummaryPair, SearchResult]:
-        """All at once, but that recall waits for the messages, so as not to find them again. Raises what those raise."""
+        """All at once; recall waits for the messages once it has asked for the query's vector. Raises what those raise."""
         limits, began = self._limits, asyncio.get_running_loop().time()
         try:
             async with asyncio.TaskGroup() as group:
                 read, end = partial(self._read_summaries, key), began + limits.summaries_seconds
                 summaries = group.create_task(_in_time("summaries", read, SummaryPair(), end, degraded))
-                context = await self._conversations.assemble(key, token_budget=token_budget)
-                recalled = partial(self._find, key.user_id, query, context)
-                found = await _in_time("recall", recalled, _NOTHING, began + limits.recall_seconds, degraded)
+                context = group.create_task(self._conversations.assemble(key, token_budget=token_budget))
+                recalled, end = partial(self._find, key.user_id, query, context), began + limits.recall_seconds
+                found = group.create_task(_in_time("recall", recalled, _NOTHING, end, degraded))
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
-        return context, summaries.result(), found
+        return context.result(), summaries.result(), found.result()
 
     async def _read_summaries(self, key: ConversationKey) -> SummaryPair:
         return SummaryPair() if self._summaries is None else await self._summaries.read_pair(key)
 
-    async def _find(self, user_id: str, query: str, context: Context) -> SearchResult:
+    async def _find(self, user_id: str, query: str, context: asyncio.Task[Context]) -> SearchResult:
+        """What the messages do not tell: those that they are is asked last, so as not to find them again."""
         if not asks_something(query):
             return _NOTHING
-        told = frozenset(turn.message_id for turn in context.turns)
-        search = partial(self._recall.search, user_id, query, limit=_MOST_FOUND, excluded_message_ids=told)
-        return await self._admission.run(search)
+        return await self._recall.search(user_id, query, limit=_MOST_FOUND, excluded=partial(_told, context))
 
 
 def asks_something(query: str) -> bool:
     """Whether a text has a word to look for; "ok, thanks" has none."""
     return any(word not in _TELLS_NOTHING for word in words(query))
+
+
+async def _told(context: asyncio.Task[Context]) -> frozenset[str]:
+    # A search that is late is cancelled here, and must not take the messages along.
+    await asyncio.wait([context])
+    return frozenset(turn.message_id for turn in context.result().turns)
 
 
 async def _in_time(part: str, work: Callable[[], Awaitable[Part]], instead: Part, end: float, degraded: list[str]) -> Part:

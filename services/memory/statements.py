@@ -21,6 +21,13 @@ _NEXT_VERSION: Final = sa.func.greatest(conversations.c.version + 1, _CLOCK)
 _CONVERSATION: Final = ("user_id", "conversation_id")
 
 
+HEAD: Final = (
+    b"select version, last_sequence from conversations"
+    b" where user_id = %(user_id)s and conversation_id = %(conversation_id)s and deleted_at is null"
+)
+"""Version and last sequence of a conversation that was not deleted; for the driver, with what `identity` gives."""
+
+
 def is_of(table: sa.Table, key: ConversationKey) -> sa.ColumnElement[bool]:
     """Rows of a conversation."""
     return (table.c.user_id == key.user_id) & (table.c.conversation_id == key.conversation_id)
@@ -30,13 +37,9 @@ def _is_alive(key: ConversationKey) -> sa.ColumnElement[bool]:
     return is_of(conversations, key) & conversations.c.deleted_at.is_(None)
 
 
-def _identity(key: ConversationKey) -> dict[str, str]:
+def identity(key: ConversationKey) -> dict[str, str]:
+    """The key of a conversation, by column."""
     return {"user_id": key.user_id, "conversation_id": key.conversation_id}
-
-
-def head(key: ConversationKey) -> sa.Select[Any]:
-    """Version and last sequence of a conversation that was not deleted."""
-    return sa.select(conversations.c.version, conversations.c.last_sequence).where(_is_alive(key))
 
 
 def latest(key: ConversationKey, *, most_messages: int, most_tokens: int) -> sa.Select[Any]:
@@ -159,7 +162,7 @@ def note_forgotten() -> Insert:
 
 def forgotten_row(key: ConversationKey, message_id: str, revision: int) -> dict[str, object]:
     """A message that was edited away."""
-    return {**_identity(key), "message_id": message_id, "revision": revision}
+    return {**identity(key), "message_id": message_id, "revision": revision}
 
 
 def _keep_greatest_revision(statement: Insert) -> Insert:
@@ -173,7 +176,7 @@ def bury(key: ConversationKey) -> Any:
     """Turns the conversation's row into a tombstone, or makes one."""
     return (
         insert(conversations)
-        .values(**_identity(key), version=_CLOCK, deleted_at=sa.func.now())
+        .values(**identity(key), version=_CLOCK, deleted_at=sa.func.now())
         .on_conflict_do_update(
             index_elements=_CONVERSATION,
             set_={
@@ -216,7 +219,7 @@ def edit_away(key: ConversationKey, from_sequence: int) -> sa.Select[Any]:
 
 def owe_eviction(key: ConversationKey, version: int) -> Insert:
     """Notes that the working set must forget what it holds from before `version`."""
-    statement = insert(pending_evictions).values(**_identity(key), version=version)
+    statement = insert(pending_evictions).values(**identity(key), version=version)
     return statement.on_conflict_do_update(index_elements=_CONVERSATION, set_={"version": statement.excluded.version})
 
 

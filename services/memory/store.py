@@ -59,17 +59,22 @@ class Eviction:
 
 
 class TurnStore:
-    """What is remembered, for every user; each method acts for the user of its key."""
+    """What is remembered, for every user; each method acts for the user of its key.
 
-    def __init__(self, database: Database, consequences: Consequences) -> None:
+    `concurrency`: connections that are kept for looking at the state of conversations.
+    """
+
+    def __init__(self, database: Database, consequences: Consequences, *, concurrency: int) -> None:
         self._database = database
         self._consequences = consequences
+        # What every context waits for first.
+        self._lane = database.lane(size=concurrency)
 
     async def head(self, key: ConversationKey) -> Head | None:
         """The state of a conversation; None when it is unknown or deleted. One statement."""
-        async with self._database.transaction(user_id=key.user_id) as connection:
-            row = (await connection.execute(statements.head(key))).one_or_none()
-        return None if row is None else Head(row.version, row.last_sequence)
+        async with self._lane.transaction(user_id=key.user_id) as transaction:
+            row = await transaction.fetch_one(statements.HEAD, statements.identity(key))
+        return None if row is None else Head(*row)
 
     async def latest(self, key: ConversationKey, *, most_messages: int, most_tokens: int) -> tuple[Head, Block] | None:
         """The turns with text among the last `most_messages`, up to `most_tokens`, and the state that they are of.

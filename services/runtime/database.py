@@ -15,6 +15,7 @@ from sqlalchemy import URL, ColumnElement, exc, func, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import QueuePool
 
+from services.runtime.errors import STATEMENT_TIMEOUT
 from services.runtime.lanes import Lane
 from services.runtime.scopes import AS_SERVICE, as_reader, as_user
 
@@ -157,6 +158,11 @@ def violated_constraint(error: exc.IntegrityError) -> str | None:
     """The name of the constraint that refused a statement."""
     name: str | None = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
     return name
+
+
+def is_statement_timeout(error: BaseException) -> bool:
+    """Whether the database ended a statement that took too long: a fault of that statement, not of the database."""
+    return getattr(getattr(error, "orig", None), "sqlstate", None) == STATEMENT_TIMEOUT
 
 
 def async_url(url: str) -> URL:

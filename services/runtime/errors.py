@@ -144,7 +144,8 @@ _BY_CODE: Mapping[grpc.StatusCode, type[ServiceError]] = {
 
 # Serialization failure, deadlock, lock timeout: repeating the transaction may well succeed.
 _CONFLICTS = ("40001", "40P01", "55P03")
-_STATEMENT_TIMEOUT = "57014"
+STATEMENT_TIMEOUT = "57014"
+"""The state of a statement that the database ended, since it took too long."""
 PURGED_USERS = "purged_users"
 """What refuses the rows of a user who was purged: the constraint that its error names."""
 # Idle in a transaction for too long, and read-only (a primary that became a replica): the connection is of no more use.
@@ -187,7 +188,7 @@ def to_service_error(error: BaseException, request_id: str) -> ServiceError:  # 
 def _from_driver(error: psycopg.Error, request_id: str) -> ServiceError:
     if error.sqlstate in _CONFLICTS:
         return Aborted("Another change came first. Repeat the call.", reasons.ERROR_REASON_CONFLICT)
-    if error.sqlstate == _STATEMENT_TIMEOUT:
+    if error.sqlstate == STATEMENT_TIMEOUT:
         return DeadlineExceeded("The database took too long. Try again.", reasons.ERROR_REASON_DEADLINE_PASSED)
     if error.diag.constraint_name == PURGED_USERS:
         return Unauthenticated(

@@ -39,6 +39,8 @@ _REQUEST_CODES = (
     *("bio_policy", "misalignment_policy", "data_residency_"),
 )
 _ACCESS_CODES = (*_QUOTA_CODES, "invalid_api_key")
+# What the SDK lets through of a body that is no JSON, holds a number that is none, or is nested for ever.
+_UNREADABLE = (json.JSONDecodeError, UnicodeDecodeError, OverflowError, RecursionError)
 
 
 class OpenAISettings(BaseSettings):
@@ -112,8 +114,7 @@ def translated(model: str) -> Iterator[None]:
         raise from_refusal(refusal, model) from refusal
     except (openai.APITimeoutError, httpx2.TimeoutException, TimeoutError) as error:
         raise timed_out(model) from error
-    except (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        # The SDK lets through what a body that is no JSON raises.
+    except (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError, *_UNREADABLE) as error:
         raise unavailable(model) from error
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Json = dict[str, Any]
-Answer = Callable[[Json], tuple[int, Json]]
+Answer = Callable[[Json], tuple[int, Any]]
 
 
 @dataclass
 class OddProvider:
-    """`answer` makes status and body out of a request's body; `asked` are the bodies that came."""
+    """`answer` makes status and body out of a request's body, JSON or a page in bytes; `asked` are the bodies that came."""
 
     answer: Answer
     base_url: str = ""
@@ -32,9 +32,10 @@ class OddProvider:
             body = json.loads(await reader.readexactly(length))
             self.asked.append(body)
             status, answered = self.answer(body)
-            payload = json.dumps(answered).encode()
+            kind = "text/html" if isinstance(answered, bytes) else "application/json"
+            payload = answered if isinstance(answered, bytes) else json.dumps(answered).encode()
             writer.write(
-                f"HTTP/1.1 {status} Odd\r\ncontent-type: application/json\r\ncontent-length: {len(payload)}\r\n"
+                f"HTTP/1.1 {status} Odd\r\ncontent-type: {kind}\r\ncontent-length: {len(payload)}\r\n"
                 "connection: close\r\n\r\n".encode()
             )
             writer.write(payload)

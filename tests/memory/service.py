@@ -22,6 +22,7 @@ from services.memory.upkeep.runner import Upkeep
 from services.runtime.duties import beside
 from services.runtime.server import GrpcServer
 from tests.issuer import Issuer, Metadata
+from tests.memory.statements import hear
 
 BEGAN = 1_700_000_000
 
@@ -163,6 +164,7 @@ class MemoryService:
 async def running_memory(settings: MemorySettings, issuer: Issuer) -> AsyncIterator[MemoryService]:
     async with AsyncExitStack() as parts:
         memory = await open_memory(settings, parts)
+        memory.conversations._store._database.on_driver_statement = hear
         await parts.enter_async_context(beside(*memory.duties))
         server = GrpcServer(address=settings.listen_address, mounts=[memory.mount], verifier=issuer.verifier("memory"))
         port = await server.start()

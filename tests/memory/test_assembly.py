@@ -1,7 +1,11 @@
 """AssembleContext with a query: messages, summaries and memories, bounded, in order, and never waiting for ever."""
 
+import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import LiteralString
 
 import psycopg
 import pytest
@@ -13,7 +17,8 @@ from simulator.control import Fault, Match, ScriptedAnswer
 from simulator.server import Running
 from suite.databases import ServiceDatabase
 from tests.memory.conftest import Start
-from tests.memory.service import MemoryService, message, new_id
+from tests.memory.database import opened
+from tests.memory.service import MemoryService, eventually, message, new_id
 from tests.memory.statements import counted_statements
 from tests.memory.test_summaries import QUICK, four
 
@@ -247,6 +252,60 @@ async def test_recall_that_is_late_costs_no_connection(start_memory: Start, memo
     assert set(before[0]) <= set(after[0])
 
 
+@asynccontextmanager
+async def unreadable(database: ServiceDatabase, table: LiteralString) -> AsyncIterator[None]:
+    """Nobody gets to read a table inside."""
+    async with opened(database) as connection:
+        await connection.execute(f"lock table {table} in access exclusive mode")
+        yield
+
+
+async def test_the_provider_is_asked_while_the_messages_are_read(
+    start_memory: Start, simulator: Running, provider: dict[str, object], database: ServiceDatabase
+) -> None:
+    async with start_memory(**provider, recall_timeout_seconds=5) as memory:
+        conversation_id = new_id()
+        await memory.record(conversation_id, [message(1, "My cat is called Tom."), message(2, "Fine.")])
+        await memory.record(new_id(), [message(1, "The cat sleeps.")])
+
+        async with unreadable(database, "conversations"):
+            asking = asyncio.create_task(told(memory, "What is my cat called?", conversation_id))
+            async for _ in eventually(5):
+                requests = await simulator.control.requests("embeddings")
+                if any("What is my cat called?" in one.body["input"] for one in requests):
+                    break
+            assert not asking.done()
+        answer = await asking
+
+    assert [one.text for one in answer.messages] == ["My cat is called Tom.", "Fine."]
+    assert (texts(answer), list(answer.degraded)) == (["The cat sleeps."], [])
+
+
+async def test_a_search_that_is_late_does_not_take_the_messages_along(
+    start_memory: Start, provider: dict[str, object], database: ServiceDatabase
+) -> None:
+    async with start_memory(**provider, recall_timeout_seconds=0.2) as memory:
+        conversation_id = new_id()
+        await memory.record(conversation_id, [message(1, "My cat is called Tom."), message(2, "Fine.")])
+
+        async with unreadable(database, "conversations"):
+            asking = asyncio.create_task(told(memory, "What is my cat called?", conversation_id))
+            await asyncio.sleep(0.6)
+            assert not asking.done()
+        answer = await asking
+
+    assert [one.text for one in answer.messages] == ["My cat is called Tom.", "Fine."]
+    assert (texts(answer), list(answer.degraded)) == ([], ["recall"])
+
+
+async def test_small_talk_asks_the_provider_nothing(
+    start_memory: Start, simulator: Running, provider: dict[str, object]
+) -> None:
+    async with start_memory(**provider) as memory:
+        await told(memory, "ok thanks")
+    assert await simulator.control.requests("embeddings") == []
+
+
 async def test_embeddings_that_are_late_leave_the_words(
     start_memory: Start, simulator: Running, provider: dict[str, object]
 ) -> None:
@@ -272,6 +331,6 @@ async def test_how_many_statements_a_context_takes(memory: MemoryService) -> Non
     with counted_statements() as asking:
         await told(memory, "cat", conversation_id)
 
-    # Each in a transaction whose beginning counts too: the head; the summaries; words, after whether they are listed; and
-    # the rows that were found.
-    assert (len(of_user(plain)), len(of_user(small_talk)), len(of_user(asking))) == (2, 4, 9)
+    # The head; and, each in a transaction whose beginning counts too: the summaries; words, after whether they are listed;
+    # and the rows that were found.
+    assert (len(of_user(plain)), len(of_user(small_talk)), len(of_user(asking))) == (1, 3, 8)

@@ -160,10 +160,12 @@ async def test_a_conversation_that_nobody_told_of_is_an_empty_context(memory: Me
 async def test_a_context_takes_a_fixed_number_of_statements(memory: MemoryService) -> None:
     conversation_id = new_id()
     await memory.record(conversation_id, [message(n) for n in range(1, 101)])
+    # The lane takes its connection.
+    await memory.assemble(conversation_id)
     with counted_statements() as held:
         await memory.assemble(conversation_id)
     await memory.forget(conversation_id, 100)
     with counted_statements() as read:
         await memory.assemble(conversation_id)
-    # Identity and state of the conversation; then identity and turns, when the working set has none.
-    assert (len(held), len(read)) == (2, 4)
+    # The state of the conversation, in a lane; then identity and turns, when the working set has none.
+    assert (len(held), len(read)) == (1, 3)

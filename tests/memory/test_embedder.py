@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from openai.types import CreateEmbeddingResponse
 from structlog.testing import capture_logs
 
 from services.memory.embedding.embedder import Embedder, EmbeddingLimits, cut_to_tokens
@@ -17,7 +18,10 @@ from services.runtime.errors import InvalidArgument, ResourceExhausted, Unavaila
 from services.runtime.openai import OpenAISettings, open_client
 from simulator.control import Fault, Match, ScriptedAnswer
 from simulator.server import Running
-from tests.memory.odd_provider import Answer, Json, listed, odd_provider
+from suite.databases import ServiceDatabase
+from tests.memory.database import fetch
+from tests.memory.odd_provider import Answer, listed, odd_provider
+from tests.memory.service import repeatable
 
 
 @asynccontextmanager
@@ -133,7 +137,7 @@ async def test_without_a_client_there_are_no_embeddings() -> None:
     assert await Embedder(None, model="m", limits=limits).embed_query("query") is None
 
 
-def always(answered: Json, status: int = 200) -> Answer:
+def always(answered: Any, status: int = 200) -> Answer:
     return lambda _: (status, answered)
 
 
@@ -142,7 +146,7 @@ async def test_a_server_that_writes_lists_of_numbers_is_understood() -> None:
     answer["data"].reverse()
     del answer["usage"]
     async with odd_provider(always(answer)) as provider, opened(provider.base_url) as embedder:
-        assert await embedder.embed_texts(["one", "other"]) == ["[0.6,0.8]", "[0,1]"]
+        assert [numbers(one) for one in await embedder.embed_texts(["one", "other"])] == [[0.6, 0.8], [0, 1]]
     assert embedder.model_name == "text-embedding-3-small@2"
 
 
@@ -156,19 +160,82 @@ async def test_a_server_that_writes_lists_of_numbers_is_understood() -> None:
         (listed([]), "malformed_answer"),
         ({"error": "none"}, "malformed_answer"),
         (listed([1.0] * 5_000), "unusable_dimensions"),
+        (b"<html>502, but with status 200</html>", "malformed_answer"),
+        ([1, 2], "malformed_answer"),
+        ("overloaded", "malformed_answer"),
+        (None, "malformed_answer"),
+        ({"data": [None]}, "malformed_answer"),
+        ({"data": ["text"]}, "malformed_answer"),
+        ({"data": [{"index": 0}]}, "malformed_answer"),
     ],
 )
-async def test_an_answer_that_cannot_be_used_is_told_and_makes_no_vector(answered: Json, problem: str) -> None:
+async def test_an_answer_that_cannot_be_used_is_told_and_makes_no_vector(answered: Any, problem: str) -> None:
     async with odd_provider(always(answered)) as provider, opened(provider.base_url, dimensions=2) as embedder:
         with capture_logs() as logs, pytest.raises(Unavailable):
             await embedder.embed_texts(["text"])
-        assert await embedder.embed_query("query") is None
+        assert [await embedder.embed_query(f"query {number}") for number in range(3)] == [None] * 3
+    # A failure like any other: the further queries do not ask.
+    assert len(provider.asked) == 2
     told = next(one for one in logs if one["event"] == "embedding.unusable")
     assert told["problem"] == problem
     assert "EMBEDDING_DIMENSIONS" in told["advice"]
 
 
-@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("answered", [listed([10**400, 1.0]), b'{"data":' + b"[" * 100_000])
+async def test_an_answer_that_cannot_even_be_read_is_a_provider_that_is_away(answered: Any) -> None:
+    async with odd_provider(always(answered)) as provider, opened(provider.base_url, dimensions=2) as embedder:
+        with pytest.raises(Unavailable):
+            await embedder.embed_texts(["text"])
+        assert await embedder.embed_query("query") is None
+
+
+@pytest.mark.parametrize("usage", [None, {}, "many", [1], {"prompt_tokens": None}, {"prompt_tokens": -5}])
+async def test_what_a_server_says_of_its_use_costs_no_vector(usage: object) -> None:
+    answered = {**listed([3, 4.0]), "usage": usage}
+    async with odd_provider(always(answered)) as provider, opened(provider.base_url) as embedder:
+        assert [numbers(one) for one in await embedder.embed_texts(["one"])] == [[0.6, 0.8]]
+
+
+async def test_a_batch_of_large_vectors_leaves_others_their_turn() -> None:
+    chance = repeatable(1)
+    vectors = [[chance.gauss(0, 1) for _ in range(3_072)] for _ in range(8)]
+    answer = CreateEmbeddingResponse.model_validate(listed(*(vectors[number % 8] for number in range(256))))
+    limits = EmbeddingLimits(0, 100, 256, timeout_seconds=5, query_timeout_seconds=5)
+    embedder = Embedder(None, model="m", limits=limits)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    beside = asyncio.create_task(others())
+    written = await embedder._read(answer, count=256)
+    beside.cancel()
+    assert turns >= 250
+    assert [len(numbers(one)) for one in written] == [3_072] * 256
+
+
+@pytest.mark.parametrize("dimensions", [2, 512, 3_072])
+async def test_a_vector_is_kept_as_exactly_as_half_precision_can(memory_database: ServiceDatabase, dimensions: int) -> None:
+    chance = repeatable(dimensions)
+    vectors = [[chance.gauss(0, 1) * 10 ** chance.randint(-3, 0) for _ in range(dimensions)] for _ in range(20)]
+    async with odd_provider(always(listed(*vectors))) as provider, opened(provider.base_url) as embedder:
+        written = await embedder.embed_texts(["text"] * 20)
+    exact = [json.dumps([value / math.hypot(*vector) for value in vector]) for vector in vectors]
+    rows = await fetch(
+        memory_database,
+        "select abs((written::halfvec <#> exact::halfvec) + 1), written::halfvec <-> exact::halfvec"
+        " from unnest(%s::text[], %s::text[]) as compared (written, exact)",
+        written,
+        exact,
+    )
+    assert max(row[0] for row in rows) < 1e-3
+    assert max(row[1] for row in rows) < 2e-4
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), 1e-305])
 async def test_a_vector_that_is_no_direction_is_the_texts_fault(value: float) -> None:
     async with odd_provider(always(listed([value, 0.0]))) as provider, opened(provider.base_url) as embedder:
         with pytest.raises(InvalidArgument):

@@ -17,6 +17,7 @@ from simulator.control import Fault, Match, ScriptedAnswer
 from simulator.server import Running
 from suite.databases import ServiceDatabase
 from tests.memory.conftest import Start
+from tests.memory.odd_provider import Json, listed, odd_provider
 from tests.memory.service import MemoryService, eventually, message, new_id, turn
 from tests.memory.test_embedder import opened
 
@@ -275,3 +276,26 @@ async def test_a_model_that_is_away_keeps_nothing_from_being_recorded_and_is_cau
         for conversation_id in conversations:
             await memory.record(conversation_id, turn(1))
         await embedded(database, 40)
+
+
+async def test_a_page_of_a_proxy_ends_no_process_and_what_it_kept_waiting_is_caught_up(
+    start_memory: Start, database: ServiceDatabase
+) -> None:
+    is_back = False
+
+    def answer(asked: Json) -> tuple[int, Any]:
+        return (200, listed(*[[0.6, 0.8]] * len(asked["input"]))) if is_back else (200, b"<html>Be patient</html>")
+
+    async with odd_provider(answer) as proxy:
+        settings = {"openai_base_url": proxy.base_url, "embeddings_enabled": True, "embedding_dimensions": 2}
+        async with start_memory(**settings, upkeep_retry_seconds=0.1, upkeep_longest_pause_seconds=0.2) as memory:
+            await memory.record(new_id(), turn(1, "cats"))
+            async for _ in eventually():
+                if len(proxy.asked) >= 3:
+                    break
+            found = await memory.search("cats")
+            assert {one.memory.text for one in found.memories} == {"cats 1", "cats 2"}
+            assert list(found.degraded) == ["embeddings"]
+            assert await rows(database, "select tries from upkeep where task = 'embed'") == [{"tries": 0}]
+            is_back = True
+            await embedded(database, 2)

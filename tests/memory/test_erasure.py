@@ -4,13 +4,16 @@ import asyncio
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from redis.asyncio import Redis
+from sqlalchemy import Connection, Engine, event
 
 from parley.memory.v1 import memory_pb2
 from services.memory.evictions import sweep_evictions
@@ -96,6 +99,22 @@ async def counts(database: ServiceDatabase, user_id: str) -> dict[str, int]:
         rows = await fetch(database, f"select count(*) from {table} where user_id = %s", user_id)  # noqa: S608 - of constants
         found[table] = rows[0][0]
     return found
+
+
+@contextmanager
+def deleted_rows() -> Iterator[Mapping[str, Sequence[int]]]:
+    """How many rows each statement deletes, by its table."""
+    found: dict[str, list[int]] = {}
+
+    def note(_connection: Connection, cursor: Any, statement: str, *_rest: object) -> None:
+        if statement.startswith("delete from "):
+            found.setdefault(statement.split()[2], []).append(cursor.rowcount)
+
+    event.listen(Engine, "after_cursor_execute", note)
+    try:
+        yield found
+    finally:
+        event.remove(Engine, "after_cursor_execute", note)
 
 
 @pytest.fixture(autouse=True)
@@ -400,6 +419,29 @@ async def test_erasing_takes_a_fixed_number_of_statements(memory: MemoryService)
             await erase(memory)
         numbers.append(len(seen))
     assert numbers[0] == numbers[1]
+
+
+async def test_everything_goes_by_batches_so_that_no_statement_comes_near_its_time(
+    memory: MemoryService, database: ServiceDatabase
+) -> None:
+    await memory.record(new_id(), turn(1))
+    await run(
+        database,
+        "insert into embeddings (user_id, item_id, kind, model, body)"
+        " select %s, gen_random_uuid(), 'fact', 'm', cast('[1,2]' as halfvec) from generate_series(1, 4500)",
+        memory.user_id,
+    )
+    await run(
+        database,
+        "insert into segments (user_id, first_number, last_number)"
+        " select %s, 10 * n, 10 * n + 9 from generate_series(1, 45) n",
+        memory.user_id,
+    )
+    with deleted_rows() as deleted:
+        await erase(memory)
+    assert deleted["embeddings"] == [2000, 2000, 500, 0]
+    assert deleted["segments"] == [20, 20, 5, 0]
+    assert await counts(database, memory.user_id) == dict.fromkeys(TABLES, 0)
 
 
 async def test_a_kind_that_is_none_is_refused(memory: MemoryService) -> None:

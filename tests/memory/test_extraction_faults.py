@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from parley.memory.v1 import memory_pb2
+from services.memory.facts.changes import MAX_NAME_CHARACTERS
 from simulator.control import Fault, ScriptedAnswer
 from simulator.server import Running
 from suite.databases import ServiceDatabase
@@ -13,6 +14,7 @@ from tests.memory.conftest import NO_PROVIDER, Start
 from tests.memory.database import fetch, opened
 from tests.memory.learning import IS_EXTRACTION, LEARNING, Learner, operation, proposing
 from tests.memory.service import eventually, new_id
+from tests.memory.test_extraction_junk import refused
 
 TEA = operation(text="The user likes tea", attribute="likes")
 
@@ -77,6 +79,34 @@ async def test_a_batch_that_was_refused_to_the_last_is_passed_over(learner: Lear
     assert await fetch(learner.database, "select extracted_sequence from conversations") == [(2,)]
     await learner.say("My name is Ana.")
     assert await learner.texts() == ["The user's name is Ana."]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "valid_to"),
+    [("favorite " * 11, None), ("ß" * 60, None), ("ﷺ" * 50, None), ("can't " * 16, None), (f"favorite {'x' * 88}", "2020")],
+    ids=["British", "folded", "taken apart", "not", "former"],
+)
+async def test_a_name_that_grows_where_it_is_kept_is_refused_and_holds_nothing_up(
+    learner: Learner, attribute: str, valid_to: str | None
+) -> None:
+    """What is told is bounded; the name under which it is kept may be longer than that."""
+    assert len(attribute) <= MAX_NAME_CHARACTERS
+    before = refused("too_long")
+    grown = operation(text="The user likes milk", attribute=attribute, valid_to=valid_to)
+    await learner.script(proposing(grown, TEA))
+    await learner.say("I like tea and milk")
+    assert await learner.texts() == ["The user likes tea"]
+    assert refused("too_long") == before + 1
+    await learner.script(proposing(operation("UPDATE", "The user likes black tea", fact=1, attribute=attribute), TEA))
+    await learner.say("I like black tea")
+    assert await learner.texts() == ["The user likes tea"]
+
+
+@pytest.mark.parametrize("told", ["²²", "2020-²²", "2020-\u0660\u0665", "-", "2020-99-99"])
+async def test_a_date_that_is_none_is_left_out(learner: Learner, told: str) -> None:
+    await learner.script(proposing({**TEA, "valid_from": told, "valid_to": told}))
+    await learner.say("I like tea")
+    assert await learner.texts() == ["The user likes tea"]
 
 
 async def test_a_model_that_does_not_exist_waits_for_its_operator(learner: Learner) -> None:

@@ -84,7 +84,7 @@ async def test_the_tables_are_what_the_migrations_make(database: ServiceDatabase
 async def test_a_conversation_survives_a_new_process(memory: MemoryService, database: ServiceDatabase) -> None:
     conversation_id = await _fill_every_table(memory)
     other = open_database(database.url, pool_size=1)
-    found = await TurnStore(other, Consequences({}, NO_SUMMARIES)).latest(
+    found = await TurnStore(other, Consequences({}, NO_SUMMARIES), concurrency=1).latest(
         ConversationKey(memory.user_id, conversation_id), most_messages=10, most_tokens=1000
     )
     await other.close()

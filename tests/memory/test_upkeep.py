@@ -1,6 +1,7 @@
 """Work that is owed: claimed once, done at least once, given up only by its own fault, never a storm."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from sqlalchemy import exc, text
+from structlog.testing import capture_logs
 
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.memory.upkeep.runner import Chore, Pauses, Unworkable, Upkeep
@@ -203,8 +205,8 @@ async def test_a_stated_wait_is_kept(opened: Database, store: UpkeepStore) -> No
 
 @pytest.mark.parametrize(
     "fault",
-    [Unworkable("nonsense"), exc.DataError("statement", {}, ValueError()), TimeoutError()],
-    ids=["unworkable", "refused by the database", "too slow"],
+    [Unworkable("nonsense"), exc.DataError("statement", {}, ValueError()), TimeoutError(), KeyError("what was said")],
+    ids=["unworkable", "refused by the database", "too slow", "not foreseen"],
 )
 async def test_a_poison_piece_is_given_up_after_its_tries_and_holds_up_nobody(
     opened: Database, store: UpkeepStore, fault: Exception
@@ -222,6 +224,49 @@ async def test_a_poison_piece_is_given_up_after_its_tries_and_holds_up_nobody(
         await nothing_left(store)
     assert len(work.done) == 19
     assert len({one.scope_id for one in work.done}) == 19
+
+
+async def test_a_fault_that_nobody_foresaw_is_told_of_with_its_place_and_without_a_word_of_the_user(
+    opened: Database, store: UpkeepStore
+) -> None:
+    [(_, scope_id)] = await owe_some(opened, 1)
+    work = Work()
+    work.fails[scope_id] = ValueError("invalid literal: 'what was said'")
+    with capture_logs() as logs:
+        async with running(store, work, most_tries=1):
+            await nothing_left(store)
+    told = next(one for one in logs if one["event"] == "upkeep.faulted")
+    assert (told["log_level"], told["error"], told["scope_ids"]) == ("error", "ValueError", [scope_id])
+    assert re.fullmatch(r".*/test_upkeep\.py:\d+ do", told["traceback"][-1])
+    assert [one["reason"] for one in logs if one["event"] == "upkeep.given_up"] == ["unforeseen"]
+    assert "what was said" not in str(logs)
+
+
+async def test_a_statement_that_always_takes_too_long_is_given_up_and_pauses_nobody(
+    opened: Database, store: UpkeepStore
+) -> None:
+    scopes = await owe_some(opened, 20)
+    slow, done = scopes[7][1], list[Owed]()
+
+    async def do(owed: Sequence[Owed]) -> None:
+        async with opened.service_transaction() as connection:
+            if any(one.scope_id == slow for one in owed):
+                await connection.execute(text("set local statement_timeout = 20"))
+                await connection.execute(text("select pg_sleep(5)"))
+        done.extend(owed)
+
+    chore = Chore("embed", do, batch=8, concurrency=2, most_tries=2)
+    with capture_logs() as logs:
+        async with beside(Upkeep(store, [chore], FAST).run()):
+            async for _ in eventually(10):
+                if len(done) == 19 and await left(store) == 1:
+                    break
+            async with opened.service_transaction() as connection:
+                await connection.execute(text("update upkeep set due_time = now()"))
+            await nothing_left(store)
+    assert len({one.scope_id for one in done}) == len(done) == 19
+    assert [one["scope_id"] for one in logs if one["event"] == "upkeep.given_up"] == [slow]
+    assert not [one for one in logs if one["event"] == "upkeep.postponed"]
 
 
 async def test_a_model_that_goes_away_while_the_guilty_is_sought_costs_nobody_the_lease(

@@ -8,7 +8,6 @@ its upkeep, a query goes on without.
 
 import array
 import asyncio
-import base64
 import binascii
 import hashlib
 import math
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from typing import Final, NoReturn
 
 import openai
+import orjson
 import structlog
 from openai import AsyncOpenAI
 from openai.types import CreateEmbeddingResponse
@@ -49,7 +49,7 @@ _MOST_TOKENS_A_CALL: Final = 100_000
 _ABOUT_THE_TEXT: Final = ("input", "context length", "context size", "too long", "too large", "token")
 
 Vector = str
-"""A vector in pgvector's text form: `[0.1,-0.2,…]`."""
+"""A vector in pgvector's text form: `[0.1,-2e-3,…]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class Embedder:
             with SECONDS.labels(purpose).time(), translated(self._model):
                 async with asyncio.timeout(timeout_seconds):
                     answer = await self._create(texts)
-            vectors = self._vectors(answer, count=len(texts))
+            vectors = await self._read(answer, count=len(texts))
         except ServiceError as error:
             CALLS.labels(purpose, reason_name(error.reason)).inc()
             if isinstance(error, InvalidArgument) and not _is_about_the_text(error):
@@ -167,8 +167,7 @@ class Embedder:
             raise
         CALLS.labels(purpose, "answered").inc()
         TEXTS.labels(purpose).inc(len(texts))
-        if answer.usage is not None:
-            TOKENS.labels(purpose).inc(answer.usage.prompt_tokens)
+        TOKENS.labels(purpose).inc(_prompt_tokens(answer))
         return vectors
 
     async def _create(self, texts: list[str]) -> CreateEmbeddingResponse:
@@ -180,8 +179,23 @@ class Embedder:
             model=self._model, input=texts, dimensions=asked or openai.omit, encoding_format="base64"
         )
 
-    def _vectors(self, answer: CreateEmbeddingResponse, *, count: int) -> list[Vector]:
-        """What the answer holds. Trusts nothing of it: servers differ."""
+    async def _read(self, answer: CreateEmbeddingResponse, *, count: int) -> list[Vector]:
+        """What the answer holds. Trusts nothing of it: servers differ, and the SDK checks nothing.
+
+        The page of a proxy comes as text, JSON of another type as it is, what is missing as None. Between the vectors, of
+        which writing one takes up to half a millisecond, it is everybody else's turn.
+        """
+        vectors: list[Vector] = []
+        try:
+            for values in self._values(answer, count=count):
+                if vectors:
+                    await asyncio.sleep(0)
+                vectors.append(self._unit(values))
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
+            self._mistaken("malformed_answer", error)
+        return vectors
+
+    def _values(self, answer: CreateEmbeddingResponse, *, count: int) -> Sequence[Sequence[float]]:
         data = answer.data if isinstance(answer.data, list) else []
         ordered = sorted(data, key=lambda one: one.index if isinstance(one.index, int) else 0)
         found = [_floats(one.embedding) for one in ordered]
@@ -193,14 +207,16 @@ class Embedder:
         if self._dimensions and length != self._dimensions:
             self._mistaken("other_dimensions", got=length)
         self._dimensions = length
-        return [self._unit(values) for values in found]
+        return found
 
     def _unit(self, values: Sequence[float]) -> Vector:
-        norm = math.sqrt(math.fsum(value * value for value in values))
-        if not math.isfinite(norm) or norm == 0:
+        """Written as whole numbers of 1e-8: less than half precision can tell apart, and twice as fast as decimals."""
+        norm = math.hypot(*values)
+        scale = 1e8 / norm if norm else math.inf
+        if not math.isfinite(norm) or not math.isfinite(scale):
             raise refused(self._model, "input")
-        # Half precision keeps three digits.
-        return f"[{','.join(f'{value / norm:.5g}' for value in values)}]"
+        written = orjson.dumps([int(value * scale) for value in values]).decode()
+        return f"{written[:-1].replace(',', 'e-8,')}e-8]"
 
     def _mistaken(self, problem: str, error: BaseException | None = None, *, got: int | None = None) -> NoReturn:
         """The provider, or how it is asked, is at fault: an operator must act, and everything waits meanwhile."""
@@ -232,11 +248,17 @@ def _is_about_the_text(error: InvalidArgument) -> bool:
     return cause.mentions(*_ABOUT_THE_TEXT)
 
 
+def _prompt_tokens(answer: CreateEmbeddingResponse) -> int:
+    """What the call cost; 0 where the server says nothing of use."""
+    counted = getattr(answer.usage, "prompt_tokens", None)
+    return counted if isinstance(counted, int) and counted > 0 else 0
+
+
 def _floats(embedding: object) -> Sequence[float]:
     """The numbers of a vector, whichever way the server wrote it; none where it is no vector."""
     if isinstance(embedding, str):
         try:
-            numbers = array.array("f", base64.b64decode(embedding, validate=True))
+            numbers = array.array("f", binascii.a2b_base64(embedding, strict_mode=True))
         except (binascii.Error, ValueError):
             return ()
         if sys.byteorder == "big":

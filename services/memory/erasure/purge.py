@@ -11,35 +11,28 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.memory.erasure import statements
 from services.memory.turns import ConversationKey
 from services.memory.working_set import WorkingSet, key_of
 from services.runtime.database import Database
 from services.runtime.purging import Fence, hold_keys, unfinished
 
-_BATCH: Final = 2_000
-# Lists of some thousand words go with each.
-_SEGMENTS_AT_ONCE: Final = 20
 _MINE: Final = "user_id = cast(:user_id as uuid)"
 # Waits for those who write, and holds off others; nothing where the user is not known.
 _EXCLUDE: Final = sa.text(f"select from people where {_MINE} for update")
 _CONVERSATIONS: Final = sa.text(f"select cast(conversation_id as text) from conversations where {_MINE} limit :most")  # noqa: S608
 
 
-def _dropping(table: str, key: str, most: int = _BATCH) -> sa.TextClause:
-    chosen = f"select {key} from {table} where {_MINE} limit {most}"  # noqa: S608 - of constants
-    return sa.text(f"delete from {table} where {_MINE} and ({key}) in ({chosen})")  # noqa: S608 - of constants
-
-
 # Before what they refer to.
 _DROP: Final = (
-    _dropping("fact_sources", "fact_id, message_id"),
-    _dropping("facts", "id"),
-    _dropping("embeddings", "item_id"),
-    _dropping("summaries", "scope_id"),
-    _dropping("upkeep", "scope_id, task"),
-    _dropping("forgotten_turns", "conversation_id, message_id"),
-    _dropping("segments", "last_number", _SEGMENTS_AT_ONCE),
-    _dropping("turns", "message_id"),
+    statements.DROP_SOURCES,
+    statements.dropping("facts", "id"),
+    statements.DROP_EMBEDDINGS,
+    statements.DROP_SUMMARIES,
+    statements.DROP_UPKEEP,
+    statements.dropping("forgotten_turns", "conversation_id, message_id"),
+    statements.DROP_SEGMENTS,
+    statements.dropping("turns", "message_id"),
 )
 _DROP_CONVERSATIONS: Final = sa.text(
     f"delete from conversations where {_MINE} and conversation_id = any(cast(:conversation_ids as uuid[]))"  # noqa: S608
@@ -69,7 +62,7 @@ class PurgeStore:
 
 
 async def _delete_conversations(connection: AsyncConnection, user_id: str) -> bool:
-    found = await connection.execute(_CONVERSATIONS, {"user_id": user_id, "most": _BATCH})
+    found = await connection.execute(_CONVERSATIONS, {"user_id": user_id, "most": statements.BATCH})
     ids: Sequence[str] = found.scalars().all()
     if ids:
         await hold_keys(connection, user_id, [key_of(ConversationKey(user_id, one)) for one in ids])

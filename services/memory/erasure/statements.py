@@ -12,6 +12,15 @@ _MINE: Final = "user_id = cast(:user_id as uuid)"
 _HERE: Final = "(cast(:conversation_id as uuid) is null or conversation_id = cast(:conversation_id as uuid))"
 _BEFORE: Final = "(cast(:before as timestamptz) is null or record_time < cast(:before as timestamptz))"
 
+BATCH: Final = 2_000
+
+
+def dropping(table: str, key: str, most: int = BATCH) -> sa.TextClause:
+    """Deletes up to `most` rows of the user: repeat it while it finds some."""
+    chosen = f"select {key} from {table} where {_MINE} limit {most}"  # noqa: S608 - of constants
+    return sa.text(f"delete from {table} where {_MINE} and ({key}) in ({chosen})")  # noqa: S608 - of constants
+
+
 # What an erasure's time covers by itself is not noted one by one.
 DROP_TURNS: Final = sa.text(
     f"with gone as (delete from turns where {_MINE} and message_id in ("  # noqa: S608 - of constants
@@ -69,11 +78,14 @@ FACTS_OF_CONVERSATION: Final = sa.text(
 )
 """Facts that were learned from this conversation and nothing else."""
 
-DROP_EVERYTHING_MADE: Final = tuple(
-    sa.text(f"delete from {table} where {_MINE}")  # noqa: S608 - of constants
-    for table in ("segments", "embeddings", "fact_sources", "summaries", "upkeep")
-)
-"""Before the messages themselves: what goes with them by triggers is gone then. Lists of words go with their segments."""
+DROP_SOURCES: Final = dropping("fact_sources", "fact_id, message_id")
+DROP_EMBEDDINGS: Final = dropping("embeddings", "item_id")
+DROP_SUMMARIES: Final = dropping("summaries", "scope_id")
+DROP_UPKEEP: Final = dropping("upkeep", "scope_id, task")
+# Lists of some thousand words go with each.
+DROP_SEGMENTS: Final = dropping("segments", "last_number", 20)
+DROP_EVERYTHING_MADE: Final = (DROP_SEGMENTS, DROP_EMBEDDINGS, DROP_SOURCES, DROP_SUMMARIES, DROP_UPKEEP)
+"""Before the messages themselves: what goes with them by triggers is gone then. Each until there is nothing left."""
 DROP_UPKEEP_OF: Final = sa.text(
     f"delete from upkeep where {_MINE} and task = any(cast(:tasks as text[]))"  # noqa: S608 - of constants
     " and (cast(:scope_id as uuid) is null or scope_id = cast(:scope_id as uuid))"

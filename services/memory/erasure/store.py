@@ -100,7 +100,8 @@ class _Erasing:
             )
         if wanted.is_everything:
             for statement in statements.DROP_EVERYTHING_MADE:
-                await self._run(statement)
+                while (await self._run(statement)).rowcount:
+                    pass
         evictions = await self._drop_messages() if wanted.kind != "fact" else []
         facts = 0 if wanted.is_everything or wanted.kind == "fact" else await self._follow()
         facts += await self._drop_facts() if wanted.kind != "message" else 0

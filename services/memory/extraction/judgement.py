@@ -20,6 +20,7 @@ from services.memory.extraction.validation import (
     Refused,
     check_grounds,
     check_mention,
+    check_names,
     check_text,
     sources_of,
 )
@@ -223,6 +224,8 @@ class _Judgement:
             raise _Unsettled
 
     def _content(self, claim: Claim, proposal: Proposal, sources: Sequence[Shown]) -> _Content:
+        """What is to be kept, as it is to be kept: the names under which properties are kept may be longer than told."""
+        check_names(claim.subject, claim.attribute)
         return {
             "text": claim.text,
             "subject": claim.subject,

@@ -68,8 +68,9 @@ def check_text(proposal: Proposal) -> None:
     text = proposal.text.strip()
     if not text or not words.statement(text):
         raise Refused("no_text")
-    if len(text) > MOST_FACT_CHARACTERS or max(len(proposal.subject), len(proposal.attribute)) > MAX_NAME_CHARACTERS:
+    if len(text) > MOST_FACT_CHARACTERS:
         raise Refused("too_long")
+    check_names(proposal.subject, proposal.attribute)
     if "\n" in text or CONTROL_CHARACTERS.search(text + proposal.subject + proposal.attribute):
         raise Refused("several_lines")
     if instructions.is_about_assistant(text, proposal.subject):
@@ -78,6 +79,12 @@ def check_text(proposal: Proposal) -> None:
         raise Refused("instruction")
     if instructions.holds_secret(text, proposal.attribute):
         raise Refused("secret")
+
+
+def check_names(subject: str, attribute: str) -> None:
+    """Raises Refused for names that are longer than a fact's may be."""
+    if max(len(subject), len(attribute)) > MAX_NAME_CHARACTERS:
+        raise Refused("too_long")
 
 
 def check_grounds(proposal: Proposal, sources: Sequence[Shown], *, known_text: str = "") -> None:
@@ -116,5 +123,7 @@ def _dates(proposal: Proposal, sources: Sequence[Shown]) -> frozenset[str]:
     times = [one.turn.create_time for one in sources]
     parts = {*told, *(str(time.year) for time in times)}
     months = {part for part in told if len(part) == 2}  # noqa: PLR2004 - digits of a month
-    named = {_MONTHS[int(month) - 1] for month in months if month.isdigit() and 1 <= int(month) <= len(_MONTHS)}
+    # "²" is a digit too, and no number.
+    numbers = {int(month) for month in months if month.isascii() and month.isdigit()}
+    named = {_MONTHS[number - 1] for number in numbers if 1 <= number <= len(_MONTHS)}
     return frozenset({part for part in parts if part} | {part.lstrip("0") for part in parts if part.lstrip("0")} | named)

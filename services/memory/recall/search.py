@@ -1,17 +1,19 @@
 """Recall: what is remembered about something, the best first.
 
-Owns the course of a search: read the query; rank by words while the provider is asked for the vector of the query; rank by
+Owns the course of a search: read the query; ask the provider for its vector; wait to be admitted; rank by words and by
 meaning; make one ranking of it all; read the rows that won. Invariants: a search sees the user's own memories only; what was
 superseded or closed is found only when it is asked for, what has expired never; a search goes on without embeddings, and
 says so. It refuses to wait for the provider longer than the embedder does.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final, Protocol
 
+from services.memory.recall.admission import Admission
 from services.memory.recall.fusion import Candidate, FactKey, Key, Place, Ranked, Weights, fuse
 from services.memory.recall.question import Question, read_question
 from services.memory.recall.store import Extent, FoundTurn, RecallStore
@@ -38,10 +40,11 @@ class QueryEmbedder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RecallLimits:
-    """`candidates`: how many each leg names, of messages and of facts."""
+    """`candidates`: how many each leg names, of messages and of facts. `at_once`: how many searches the database is asked."""
 
     candidates: int
     weights: Weights
+    at_once: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class Recall:
         self._store = store
         self._embedder = embedder
         self._limits = limits
+        self._admission = Admission(most=limits.at_once)
 
     async def search(  # noqa: PLR0913 - each is a choice of the caller
         self,
@@ -79,14 +83,14 @@ class Recall:
         kind: str | None = None,
         conversation_id: str | None = None,
         include_superseded: bool | None = None,
-        excluded_message_ids: frozenset[str] = frozenset(),
+        excluded: Callable[[], Awaitable[frozenset[str]]] | None = None,
         name: str = "",
     ) -> SearchResult:
         """What is remembered about `query`; of one `kind` (`fact`, `message`), of one conversation where they are given.
 
         At most `limit` (0: 10; more than 100: 100). What was superseded or closed is found where the query asks about the
-        past, unless `include_superseded` decides. `name` is what the user is called. Three statements, each a
-        transaction of its own.
+        past, unless `include_superseded` decides. `name` is what the user is called. `excluded` gives the ids of messages
+        that are not to be found; it is awaited while the query is being embedded. Three transactions.
         """
         question = read_question(query, now=datetime.now(UTC), name=name)
         extent = Extent(
@@ -95,39 +99,49 @@ class Recall:
             kind=kind,
             conversation_id=conversation_id,
             superseded=question.asks_about_past if include_superseded is None else include_superseded,
-            excluded_message_ids=excluded_message_ids,
             window=question.window,
         )
-        words, recent, meaning = await self._legs(extent, question)
+        extent, vector = await self._asked(extent, question, excluded)
+        # The provider is not waited for in there.
+        ranked = await self._admission.run(partial(self._ranked, extent, question, vector, limit=_cut(limit)))
+        is_degraded = vector is None and self._embedder.is_enabled
+        return SearchResult(ranked, ["embeddings"] if is_degraded else [])
+
+    async def _asked(
+        self, extent: Extent, question: Question, excluded: Callable[[], Awaitable[frozenset[str]]] | None
+    ) -> tuple[Extent, str | None]:
+        """The vector, and the extent without what is excluded: both are waited for at once. Raises what either raises."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                vector = group.create_task(self._embedder.embed_query(question.meaning))
+                if excluded is not None:
+                    extent = replace(extent, excluded_message_ids=await excluded())
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return extent, vector.result()
+
+    async def _ranked(self, extent: Extent, question: Question, vector: str | None, *, limit: int) -> list[Found]:
+        try:
+            async with asyncio.TaskGroup() as group:
+                by_words = group.create_task(self._store.by_words(extent, question.words, word_count=question.word_count))
+                by_meaning = group.create_task(self._by_meaning(extent, vector))
+        except BaseExceptionGroup as errors:
+            # A failure of one ends the other.
+            raise errors.exceptions[0] from None
+        words, recent = by_words.result()
         ranked = fuse(
             words=words,
-            meaning=meaning or (),
+            meaning=by_meaning.result(),
             recent=recent,
             window=question.window,
             weights=self._limits.weights,
         )
-        found = await self._rows(extent, [one for one in ranked if _is_in(extent, one.key)], _cut(limit))
-        is_degraded = meaning is None and self._embedder.is_enabled
-        return SearchResult(found, ["embeddings"] if is_degraded else [])
+        return await self._rows(extent, [one for one in ranked if _is_in(extent, one.key)], limit)
 
-    async def _legs(
-        self, extent: Extent, question: Question
-    ) -> tuple[list[Candidate], list[Candidate], list[Candidate] | None]:
-        """Both rankings at once; a failure of one ends the other, and is raised as it is."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                by_words = group.create_task(self._store.by_words(extent, question.words, word_count=question.word_count))
-                by_meaning = group.create_task(self._by_meaning(extent, question))
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        words, recent = by_words.result()
-        return words, recent, by_meaning.result()
-
-    async def _by_meaning(self, extent: Extent, question: Question) -> list[Candidate] | None:
-        """None where there is no vector to search by."""
-        vector = await self._embedder.embed_query(question.meaning)
+    async def _by_meaning(self, extent: Extent, vector: str | None) -> list[Candidate]:
+        """None are near where there is no vector to search by."""
         if vector is None:
-            return None
+            return []
         # The name may only be known once the model has answered.
         return await self._store.by_meaning(replace(extent, window=None), vector, model=self._embedder.model_name)
 

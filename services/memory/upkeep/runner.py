@@ -3,13 +3,15 @@
 Owns when and how much at once. Invariants: at most `concurrency` batches of a chore run in a process; what a process works
 on is its own while it lives, and free soon after it died; a model that is away pauses its chores, ever longer, and is tried
 with one piece alone before the rest follows: no storm when it is back; a piece that fails by its own fault is tried
-`most_tries` times and then given up, with a word in the log.
+`most_tries` times and then given up, with a word in the log. An error that nobody foresaw is such a fault too: what one
+user said must not end the process, and the next that claims it.
 """
 
 import asyncio
 import contextlib
 import random
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -18,7 +20,7 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from services.memory.upkeep.store import Owed, Task, UpkeepStore
-from services.runtime.database import DATABASE_FAILURES, STATEMENT_FAULTS
+from services.runtime.database import DATABASE_FAILURES, STATEMENT_FAULTS, is_statement_timeout
 from services.runtime.duties import repeat
 from services.runtime.errors import InvalidArgument, ServiceError, reason_name
 from services.runtime.openai import Refusal
@@ -63,7 +65,8 @@ class Chore:
     """How one task is done. `work` does a batch, idempotently, within `timeout_seconds`.
 
     It raises a ServiceError where what it needs is away, and InvalidArgument or Unworkable where the pieces themselves are
-    at fault; a batch is then done piece by piece. What it returns without an error is settled.
+    at fault; a batch is then done piece by piece. So it is after a statement that took too long and an error that nobody
+    foresaw. What it returns without an error is settled.
     """
 
     task: Task
@@ -221,9 +224,29 @@ class Upkeep:
             PIECES.labels(chore.task, "done").inc(len(owed))
 
     async def _try(self, chore: Chore, owed: Sequence[Owed]) -> None:
-        with SECONDS.labels(chore.task).time():
-            async with asyncio.timeout(chore.timeout_seconds):
-                await chore.work(owed)
+        """Raises what a chore may raise, see there; whatever else comes out of it as Unworkable, after telling of it."""
+        try:
+            with SECONDS.labels(chore.task).time():
+                async with asyncio.timeout(chore.timeout_seconds):
+                    await chore.work(owed)
+        except DATABASE_FAILURES as error:
+            if is_statement_timeout(error):
+                # A database that is away, or too busy for anything, keeps the next claim from succeeding too.
+                raise Unworkable("statement too slow") from error
+            raise
+        except (ServiceError, Unworkable, TimeoutError):
+            raise
+        except Exception as error:
+            # The one wrap around what is done for a piece. It hides nothing: the fault is told of with its place, though not
+            # in its words, which may quote the user's; it is counted like any failure, and the piece is given up in the end.
+            log.error(  # noqa: TRY400 - see above
+                "upkeep.faulted",
+                task=chore.task,
+                scope_ids=[one.scope_id for one in owed],
+                error=type(error).__name__,
+                traceback=_places(error),
+            )
+            raise Unworkable("unforeseen") from error
 
     async def _do_one_by_one(self, chore: Chore, owed: Sequence[Owed]) -> None:
         """Finds out which are at fault. The others are given back where that takes too long, or what they need goes away."""
@@ -262,6 +285,11 @@ class Upkeep:
             found = waiting.get(task)
             WAITING.labels(task).set(found.count if found else 0)
             LATE_SECONDS.labels(task).set(max(0.0, found.late_seconds) if found else 0)
+
+
+def _places(error: Exception) -> list[str]:
+    """Where an error comes from, the innermost last, without a word of what was worked on."""
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
 
 
 def _stated_seconds(error: Exception) -> float:
