@@ -28,8 +28,12 @@ def go_on() -> None:
 
 
 @asynccontextmanager
-async def beside(*duties: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Runs the duties while the block runs. When one fails the block is cancelled, and the duty's error comes out."""
+async def beside(*duties: Coroutine[None, None, None], expected: tuple[type[Exception], ...] = ()) -> AsyncIterator[None]:
+    """Runs the duties while the block runs. When one fails the block is cancelled, and the duty's error comes out.
+
+    Several may fail in one turn of the loop, before the first can cancel the others. Where each error is one of `expected`
+    the first comes out, as it would alone; else a group of all: a fault among them is not to pass for a part that is away.
+    """
     try:
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(duty) for duty in duties]
@@ -39,7 +43,7 @@ async def beside(*duties: Coroutine[None, None, None]) -> AsyncIterator[None]:
                 for task in running:
                     task.cancel()
     except BaseExceptionGroup as errors:
-        if len(errors.exceptions) > 1:
+        if len(errors.exceptions) > 1 and not all(isinstance(error, expected) for error in errors.exceptions):
             raise
         # As it was raised: whoever starts the process knows an OSError, say, and no group of one.
         raise errors.exceptions[0] from None

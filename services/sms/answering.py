@@ -2,7 +2,8 @@
 
 Owns the decision whether there is a reply at all. Every step may be done again after a crash: the turn in chat is found
 by the text's id, the reply in our database by a unique index. Raises what may be mended by waiting, which repeats the
-job; what may not ends the text as `failed`.
+job; what may not ends the text as `failed`. The texts of a number are answered one after the other: a turn that failed is
+not tried again once the next one has begun. A text waits for earlier ones at most for half the time that it has itself.
 """
 
 from typing import Final
@@ -31,6 +32,8 @@ log = structlog.get_logger(__name__)
 
 _ANSWERED: Final = Counter("parley_sms_answers", "Incoming texts, by what came of them.", ["answer"])
 _MENDED_BY_WAITING: Final = (Unavailable, DeadlineExceeded, ResourceExhausted, Aborted)
+# Of the time in which a text may be answered: one that always fails must not cost the next one its reply.
+_WAITING_SHARE: Final = 0.5
 
 
 class Answering:
@@ -57,7 +60,7 @@ class Answering:
 
     async def answer(self, message_id: str) -> None:
         """Answers a text, or says why not; nothing where that is done. Raises ServiceError where it may be done later."""
-        received = await self._store.read(message_id)
+        received = await self._store.read(message_id, reply_within_seconds=self._reply_within_seconds)
         if received is None:
             return
         person = await self._people.by_number(received.phone_number)
@@ -84,6 +87,12 @@ class Answering:
         if not person.wants_replies:
             await self._conclude(received, "not_wanted")
             return
+        if received.follows_pending and received.age_seconds < self._reply_within_seconds * _WAITING_SHARE:
+            raise Aborted(
+                "An earlier text of this number is being answered. Wait for its end.",
+                reasons.ERROR_REASON_CONVERSATION_BUSY,
+                retry_delay_seconds=1,
+            )
         reply = await self._reply(received, person)
         if reply is None:
             await self._conclude(received, "failed")

@@ -1,7 +1,8 @@
 """Texts that come in: every statement.
 
 Invariants: a provider's message is stored once, with all that it brings about (the change of consent, its confirmation,
-the job that answers it) in the same transaction; a text gets one reply, decided by a unique index and not by a look.
+the job that answers it) in the same transaction; a text gets one reply, decided by a unique index and not by a look; with
+what came of a text the job of the next one of its number is deferred, which may have waited for it.
 """
 
 from collections.abc import Mapping
@@ -43,6 +44,8 @@ class Received:
     user_id: str | None
     age_seconds: float
     is_opted_out: bool
+    follows_pending: bool
+    """Whether an earlier text of the number has still to be answered."""
 
 
 class InboxStore:
@@ -113,13 +116,24 @@ class InboxStore:
         message_id = (await connection.execute(statement)).scalar_one()
         await self._jobs.defer(connection, SEND_JOB, message_id=message_id)
 
-    async def read(self, message_id: str) -> Received | None:
-        """An incoming text and whether its sender wants any; None where it is gone."""
+    async def read(self, message_id: str, *, reply_within_seconds: float) -> Received | None:
+        """An incoming text, and what decides whether it is answered now; None where it is gone.
+
+        Earlier texts count as pending for `reply_within_seconds`.
+        """
+        earlier = messages.alias("earlier")
+        follows_pending = sa.exists().where(
+            earlier.c.phone_number == messages.c.phone_number,
+            earlier.c.create_time > sa.func.now() - interval(reply_within_seconds),
+            earlier.c.id < messages.c.id,
+            earlier.c.direction == "inbound",
+            earlier.c.answer == "pending",
+        )
         statement = (
             sa.select(
                 messages.c.id, messages.c.kind, messages.c.phone_number, messages.c.text, messages.c.answer,
                 messages.c.user_id, sa.extract("epoch", sa.func.now() - messages.c.create_time).cast(sa.Float),
-                sa.func.coalesce(consents.c.is_opted_out, sa.false()),
+                sa.func.coalesce(consents.c.is_opted_out, sa.false()), follows_pending,
             )
             .select_from(messages.outerjoin(consents, consents.c.phone_number == messages.c.phone_number))
             .where(messages.c.id == message_id, messages.c.direction == "inbound")
@@ -142,7 +156,23 @@ class InboxStore:
     async def conclude(self, message_id: str, answer: Answer) -> None:
         """What comes of a text that gets no reply. Idempotent; a reply that is there stays."""
         async with self._database.service_transaction() as connection:
-            await connection.execute(_concluded(message_id, answer))
+            await self._conclude(connection, message_id, answer)
+
+    async def _conclude(self, connection: AsyncConnection, message_id: str, answer: Answer) -> None:
+        concluded = (await connection.execute(_concluded(message_id, answer))).one_or_none()
+        if concluded is None:
+            return
+        following = (
+            sa.select(messages.c.id)
+            .where(messages.c.phone_number == concluded.phone_number, messages.c.create_time >= concluded.create_time)
+            .where(messages.c.id > message_id, messages.c.direction == "inbound", messages.c.answer == "pending")
+            .order_by(messages.c.id)
+            .limit(1)
+        )
+        next_id = (await connection.execute(following)).scalar_one_or_none()
+        if next_id is not None:
+            # Beside its own, which may sleep for minutes: a text is answered once, however many jobs it has.
+            await self._jobs.defer(connection, ANSWER_JOB, message_id=next_id)
 
     async def reply(self, message_id: str, new: NewText) -> None:
         """Accepts the reply to a text, and defers its sending; nothing where there is one, or the text is gone.
@@ -158,11 +188,11 @@ class InboxStore:
                 try:
                     is_allowed = await self._may_send(connection, new)
                 except FailedPrecondition:
-                    await connection.execute(_concluded(message_id, "opted_out"))
+                    await self._conclude(connection, message_id, "opted_out")
                     return
                 if is_allowed:
                     await self._insert_outbound(connection, new)
-                await connection.execute(_concluded(message_id, "answered" if is_allowed else "limited"))
+                await self._conclude(connection, message_id, "answered" if is_allowed else "limited")
 
     async def delete_unmatched(self, *, older_than_seconds: float, limit: int) -> int:
         """Deletes texts of numbers that are nobody's; how many."""
@@ -210,9 +240,10 @@ async def _insert(connection: AsyncConnection, incoming: IncomingText, said: Sai
     return message_id
 
 
-def _concluded(message_id: str, answer: Answer) -> sa.sql.dml.Update:
+def _concluded(message_id: str, answer: Answer) -> sa.sql.dml.ReturningUpdate[Any]:
     return (
         messages.update()
         .where(messages.c.id == message_id, messages.c.answer == "pending")
         .values(answer=answer, update_time=sa.func.now())
+        .returning(messages.c.phone_number, messages.c.create_time)
     )

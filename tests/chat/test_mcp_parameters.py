@@ -1,9 +1,12 @@
 """A stranger's JSON schema made harmless: what a tool needs stays, what could hurt goes."""
 
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
 
 from services.chat.mcp.parameters import ParametersError, harmless_parameters
 from services.chat.tools.arguments import read_arguments
@@ -82,6 +85,64 @@ def test_circles_and_doublings_end(definitions: dict[str, Any]) -> None:
     assert time.perf_counter() - begin < 1
 
 
+LARGE = {
+    "a value": {"enum": ["x" * 1_900_000]},
+    "many values": {"enum": [f"{index:05}" for index in range(200_000)]},
+    "many names": {"required": [f"{index:05}" for index in range(100_000)]},
+    "a name": {"properties": {"x" * 1_900_000: {}}},
+    "many unknown words": {f"word {index}": 0 for index in range(150_000)},
+    "a long reference": {"$ref": "#" + "/x" * 200_000},
+}
+
+
+@pytest.mark.parametrize("large", LARGE.values(), ids=LARGE.keys())
+def test_what_is_referred_to_often_costs_what_it_costs_once(large: dict[str, Any]) -> None:
+    """What a server may send is 2 MiB; a reference to a part of it is some bytes."""
+    schema = {"properties": {f"p{index}": {"$ref": "#/$defs/a"} for index in range(480)}, "$defs": {"a": large}}
+    begin = time.perf_counter()
+    _written_or_refused(schema)
+    assert time.perf_counter() - begin < 0.5
+    tracemalloc.start()
+    try:
+        _written_or_refused(schema)
+        assert tracemalloc.get_traced_memory()[1] < 100_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def _written_or_refused(schema: dict[str, Any]) -> None:
+    try:
+        assert len(str(harmless_parameters(schema))) < 30_000
+    except ParametersError as error:
+        assert str(error)[:12] in {"is larger th", "holds more t"}  # noqa: PT017 - either will do, at little cost
+
+
+WORDS = (
+    *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "format", "type", "const"),
+    *("enum", "required", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength"),
+    *("maxLength", "minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties", "minContains"),
+    *("maxContains", "dependentRequired"),
+)
+SAMPLES: tuple[Any, ...] = (
+    *(None, True, False, 0, 1, -1, 1.0, 1.5, -0.5, 2**63, 1e300, "", "x", "string", "nothing"),
+    *([], ["a"], ["a", "b"], ["a", "a"], ["string", "null"], ["string", "string"], ["string", "nothing"], [1], [None]),
+    *({}, {"a": []}, {"a": ["b"]}, {"a": ["b", "b"]}, {"a": "b"}, {"a": [1]}),
+)
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_what_is_kept_is_what_json_schema_takes(word: str) -> None:
+    for sample in SAMPLES:
+        schema = {"properties": {"a": {word: sample}}}
+        try:
+            Draft202012Validator.check_schema(schema)
+        except SchemaError:
+            with pytest.raises(ParametersError):
+                harmless_parameters(schema)
+        else:
+            assert harmless_parameters(schema)["properties"] == schema["properties"], sample
+
+
 @pytest.mark.parametrize(
     "schema",
     [
@@ -90,6 +151,7 @@ def test_circles_and_doublings_end(definitions: dict[str, Any]) -> None:
         {"properties": {str(index): {} for index in range(2_000)}},
         {"properties": {"a": {"description": "x" * 20_000}}},
         {"properties": {"a": {"default": 2**70}}},
+        {"properties": {"a": {"maximum": float("nan")}}},
     ],
 )
 def test_what_cannot_be_used_is_refused(schema: dict[str, Any]) -> None:

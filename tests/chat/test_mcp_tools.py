@@ -1,6 +1,8 @@
 """The tools of a user's MCP servers: called for real, and strangers that cost a turn nothing but themselves."""
 
 import asyncio
+import gc
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
@@ -398,6 +400,74 @@ async def test_the_tools_of_a_turn_are_bounded_over_all_its_servers(stand: Stand
         assert len(box.tools) == 128
     async with stranger(lists) as (url, _), stand.open(*(choice(url, f"s{index}") for index in range(8))) as box:
         assert len(box.tools) == 128
+
+
+def listing(offered: list[dict[str, Any]]) -> Any:
+    async def lists(request: Request, writer: asyncio.StreamWriter) -> None:
+        if not shake_hands(request, writer):
+            answer(writer, request, {"tools": offered})
+
+    return lists
+
+
+def many_parts(name: str) -> dict[str, Any]:
+    """A tool whose schema is about as large as one may be, of as many parts as go into it."""
+    return tool(name, inputSchema={"type": "object", "properties": {f"p{index}": {"type": "null"} for index in range(600)}})
+
+
+async def test_a_listing_of_many_parts_holds_up_nobody(stand: Stand) -> None:
+    longest = 0.0
+
+    async def looks() -> None:
+        nonlocal longest
+        while True:
+            begin = time.perf_counter()
+            await asyncio.sleep(0)
+            longest = max(longest, time.perf_counter() - begin)
+
+    async with stranger(listing([many_parts(f"t{index}") for index in range(40)])) as (url, _):
+        looking, begin = asyncio.create_task(looks()), time.monotonic()
+        async with stand.open(choice(url)) as box:
+            assert time.monotonic() - begin < CONNECT_SECONDS + 0.5
+            assert len(box.tools) > 10
+        looking.cancel()
+    assert longest < 0.1
+
+
+async def test_what_is_remembered_of_a_listing_is_small(stand: Stand) -> None:
+    async with stranger(listing([many_parts(f"t{index}") for index in range(20)])) as (url, _):
+        # What everything loads when it is first used.
+        async with stand.open(choice(url)):
+            pass
+        await stand.tools.close()
+        gc.collect()
+        before = sys.getallocatedblocks()
+        async with stand.open(choice(url, headers={"x-key": "another"})) as box:
+            assert len(box.tools) > 10
+        del box
+        await stand.tools.close()
+        gc.collect()
+        # Its 12,000 parts are one string a tool.
+        assert sys.getallocatedblocks() - before < 5_000
+
+
+async def test_what_is_remembered_of_all_listings_is_bounded(stand: Stand) -> None:
+    """A listing is 2 MB here, and so many more than are kept are read that the first one is forgotten."""
+    described = {"type": "object", "properties": {"a": {"description": "z" * 15_800}}}
+    offered = [tool(f"t{index}", inputSchema=described) for index in range(125)]
+    async with stranger(listing(offered)) as (url, requests):
+
+        async def asks(key: int) -> int:
+            before = len(requests)
+            async with stand.open(choice(url, headers={"x-key": str(key)})) as box:
+                assert len(box.tools) == 200_000 // 15_900
+            await stand.tools.close()
+            return len(requests) - before
+
+        for key in range(20):
+            assert await asks(key)
+        assert not await asks(19)
+        assert await asks(0)
 
 
 async def test_an_app_that_faults_is_one_more_stranger(stand: Stand) -> None:

@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from parley.auth.v1 import user_pb2
 from parley.chat.v1 import chat_pb2, conversation_pb2
+from simulator.control import Fault, ScriptedAnswer
 from simulator.server import Running
 from suite.databases import ServiceDatabase
 from tests.chat.peers import MemoryStandIn, PreferencesStandIn
@@ -57,6 +58,18 @@ async def test_a_text_is_one_turn_however_often_it_is_asked(user: User, by_sms: 
     again = await text(user, by_sms, "hello", request_id="sms:1")
     assert {one.id for one in many} == {again.id}
     assert len(await user.messages(again.conversation_id)) == 2
+
+
+async def test_a_text_that_failed_is_not_tried_again_once_another_began(
+    user: User, by_sms: Metadata, simulator: Running
+) -> None:
+    """Which is why sms keeps the order of a person's texts."""
+    await simulator.control.script(ScriptedAnswer(text="never", fault=Fault(kind="cut", after_tokens=0)))
+    failed = await refusal(text(user, by_sms, "first", request_id="sms:1"))
+    answered = await text(user, by_sms, "second", request_id="sms:2")
+    again = await refusal(text(user, by_sms, "first", request_id="sms:1"))
+    assert (again.code, again.reason) == (failed.code, failed.reason)
+    assert [one.text for one in await user.messages(answered.conversation_id)][::2] == ["first", "second"]
 
 
 async def test_tasks_work_by_text(user: User, by_sms: Metadata) -> None:

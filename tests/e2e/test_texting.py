@@ -39,10 +39,22 @@ async def text_in(client: Client, suite: Suite, number: str, body: str, *, sid: 
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/xml; charset=utf-8")
 
 
+async def concluded(client: Client, answer: str) -> None:
+    """Waits until this came of the latest text: it is decided by a job, with the preferences as they then are."""
+    for _ in range(100):
+        history = await client.call("GET", "/api/v1/history/me/sms")
+        found = [one["message"]["answer"] for one in history["entries"] if one["message"]["direction"] == "inbound"]
+        if found[:1] not in ([], ["pending"]):
+            break
+        await asyncio.sleep(0.05)
+    assert found[0] == answer
+
+
 async def test_a_text_from_a_verified_number_is_answered_once_and_acts(client: Client, suite: Suite) -> None:
     number, sid = a_number(), f"SM{uuid.uuid4().hex}"
     await verified(client, suite, number)
     await text_in(client, suite, number, "Add milk to my list")
+    await concluded(client, "not_wanted")
     await client.call("PATCH", "/api/v1/users/me/preferences", auto_reply_enabled=True)
     for _ in range(5):
         await text_in(client, suite, number, "Add milk to my list", sid=sid)

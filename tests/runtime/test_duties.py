@@ -43,6 +43,36 @@ async def test_two_duties_that_fail_are_both_told() -> None:
     assert {type(error) for error in caught.value.exceptions} == {LookupError, KeyError}
 
 
+async def test_what_goes_away_for_two_at_once_is_one_error_for_who_expects_it() -> None:
+    """As with a server whose end two connections learn of in one poll: neither duty can be cancelled before it fails."""
+    with pytest.raises(ConnectionResetError, match="one"):
+        async with beside(_fail(ConnectionResetError("one")), _fail(TimeoutError("other")), expected=(OSError,)):
+            await asyncio.sleep(60)
+
+
+async def test_the_block_and_a_duty_that_fails_on_its_way_out_are_one_error_too() -> None:
+    async def fails_when_told_to_end() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ConnectionError("while connecting")
+
+    async def block() -> None:
+        async with beside(fails_when_told_to_end(), expected=(ConnectionError,)):
+            await asyncio.sleep(0)
+            raise ConnectionError("in the block")
+
+    with pytest.raises(ConnectionError):
+        await block()
+
+
+async def test_a_fault_among_what_is_expected_is_told() -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        async with beside(_fail(ConnectionError()), _fail(LookupError("a fault")), expected=(OSError,)):
+            await asyncio.sleep(60)
+    assert {type(error) for error in caught.value.exceptions} == {ConnectionError, LookupError}
+
+
 async def test_a_duty_is_done_again_although_what_it_needs_was_away() -> None:
     away = iter([Unavailable("Away.", reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE), PoolTimeoutError(), None, None])
     done = asyncio.Event()

@@ -104,19 +104,26 @@ class PeopleStandIn(NeverCalled):
 
 @dataclass
 class ChatStandIn(NeverCalled):
-    """A chat that answers texts, once for each request id, and has turns; can be away, refuse, or hold its answers."""
+    """A chat that answers texts, once for each request id, and has turns; can be away, refuse, or hold its answers.
+
+    As the real one, it does not try a failed turn again once another began after it (tests/chat/test_texts.py).
+    """
 
     answers: dict[tuple[str, str], chat_pb2.Utterance] = field(default_factory=dict)
+    latest: dict[str, str] = field(default_factory=dict)
+    failed: dict[tuple[str, str], ServiceError] = field(default_factory=dict)
     asked: list[chat_pb2.ProcessUtteranceRequest] = field(default_factory=list)
     users: list[str] = field(default_factory=list)
     turns: dict[str, list[conversation_pb2.Turn]] = field(default_factory=dict)
     reads: int = 0
     reply: str | None = None
     error: ServiceError | None = None
+    error_of: dict[str, ServiceError] = field(default_factory=dict)
+    """Errors of texts that fail whatever the others do."""
     hold: asyncio.Event | None = None
 
     def clear(self) -> None:
-        for kept in (self.answers, self.asked, self.users, self.turns):
+        for kept in (self.answers, self.latest, self.failed, self.asked, self.users, self.turns, self.error_of):
             kept.clear()
         self.reads, self.reply, self.error, self.hold = 0, None, None, None
 
@@ -128,15 +135,20 @@ class ChatStandIn(NeverCalled):
         self.users.append(user_id)
         if self.hold is not None:
             await self.hold.wait()
-        if self.error is not None:
-            raise self.error
+        named = (user_id, request.request_id)
+        if named in self.failed and self.latest[user_id] != request.request_id:
+            raise self.failed[named]
+        self.latest[user_id] = request.request_id
+        if error := self.error or self.error_of.get(request.text):
+            self.failed[named] = error
+            raise error
         made = chat_pb2.Utterance(
             id=str(uuid.uuid4()),
             conversation_id=str(uuid.uuid5(uuid.NAMESPACE_OID, user_id)),
             input_text=request.text,
             reply=f"You said: {request.text}" if self.reply is None else self.reply,
         )
-        return self.answers.setdefault((user_id, request.request_id), made)
+        return self.answers.setdefault(named, made)
 
     async def ReadTurns(
         self, request: conversation_pb2.ReadTurnsRequest, context: Context

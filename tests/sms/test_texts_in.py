@@ -6,7 +6,7 @@ import grpc
 
 from parley.sms.v1 import sms_pb2
 from parley.type.v1 import error_reason_pb2 as reasons
-from services.runtime.errors import InvalidArgument, Unavailable
+from services.runtime.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from services.sms.records import NewText
 from tests.chat.service import refusal
 from tests.sms.conftest import Start
@@ -15,6 +15,7 @@ from tests.sms.service import MESSAGE, SmsProcess, body_of, eventually, new_sid,
 from tests.sms.twilio_stand_in import ACCOUNT, OWN_NUMBER, TwilioStandIn
 
 ANA = "+14155550101"
+BEN = "+14155550102"
 
 
 async def test_a_text_is_answered_by_the_persons_conversation(
@@ -104,6 +105,55 @@ async def test_a_chat_that_fails_is_asked_again_under_the_same_id(
     assert twilio.to(ANA) == ["You said: Hello?"]
     assert len(chat.asked) >= 2
     assert len({one.request_id for one in chat.asked}) == 1
+
+
+async def test_a_text_that_failed_is_answered_before_the_next_one_of_the_person(
+    start_sms: Start, people: PeopleStandIn, chat: ChatStandIn, twilio: TwilioStandIn
+) -> None:
+    """Once the next one has begun a turn, chat does not try the failed one again."""
+    async with start_sms(reply_within_seconds=10) as sms:
+        people.add(ANA)
+        people.add(BEN)
+        chat.error = Unavailable("Not now.", reasons.ERROR_REASON_MODEL_UNAVAILABLE)
+        await sms.text_in(ANA, "First")
+        await eventually(lambda: bool(chat.asked))
+        chat.error = None
+        await sms.text_in(ANA, "Second")
+        await sms.text_in(BEN, "Me too")
+        await eventually(lambda: bool(twilio.to(BEN)), within_seconds=2)
+        await sms.settled()
+        assert twilio.to(ANA) == ["You said: First", "You said: Second"]
+        assert await sms.answers_of(ANA) == ["answered", "answered"]
+        assert len(chat.answers) == 3
+
+
+async def test_texts_of_a_person_are_answered_one_after_the_other_and_without_a_pause(
+    sms: SmsProcess, people: PeopleStandIn, chat: ChatStandIn, twilio: TwilioStandIn
+) -> None:
+    people.add(ANA)
+    chat.hold = asyncio.Event()
+    for text in ("One", "Two", "Three"):
+        await sms.text_in(ANA, text)
+    await eventually(lambda: bool(chat.asked))
+    await asyncio.sleep(0.3)
+    assert [one.text for one in chat.asked] == ["One"]
+    chat.hold.set()
+    await eventually(lambda: len(twilio.to(ANA)) == 3, within_seconds=3)
+    assert list(twilio.to(ANA)) == ["You said: One", "You said: Two", "You said: Three"]
+
+
+async def test_a_text_that_always_fails_does_not_cost_the_next_one_its_reply(
+    start_sms: Start, people: PeopleStandIn, chat: ChatStandIn, twilio: TwilioStandIn
+) -> None:
+    async with start_sms(reply_within_seconds=8) as sms:
+        people.add(ANA)
+        chat.error_of["First"] = DeadlineExceeded("It takes too long.", reasons.ERROR_REASON_MODEL_TIMED_OUT)
+        await sms.text_in(ANA, "First")
+        await eventually(lambda: bool(chat.asked))
+        await sms.text_in(ANA, "Second")
+        await sms.settled(within_seconds=30)
+        assert await sms.answers_of(ANA) == ["too_late", "answered"]
+        assert twilio.to(ANA) == ["You said: Second"]
 
 
 async def test_what_chat_refuses_for_good_is_not_asked_again(

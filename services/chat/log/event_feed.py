@@ -118,7 +118,7 @@ class EventFeed:
                     await pubsub.subscribe(CONTROL)
                     self._subscribed = set()
                     self._has_changed.set()
-                    async with beside(self._subscribe(pubsub), self._read()):
+                    async with beside(self._subscribe(pubsub), self._read(), expected=FAILURES):
                         if is_lost:
                             log.info("event_feed.restored")
                         is_lost = False

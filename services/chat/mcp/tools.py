@@ -46,18 +46,28 @@ _MOST_SPEC_BYTES: Final = 200_000
 _LISTING_SECONDS: Final = 60.0
 _FAILURE_SECONDS: Final = 30.0
 _MOST_LEARNED: Final = 128
+_MOST_LEARNED_BYTES: Final = 32 * 1024 * 1024
 _CLOSE_SECONDS: Final = 3.0
 _FOREIGN: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A tool as its server offers it, made harmless."""
+    """A tool as its server offers it, made harmless.
+
+    Its parameters as JSON: what is kept of many servers is a twentieth of what it would be as objects.
+    """
 
     name: str
     description: str
-    parameters: Mapping[str, Any]
-    size: int
+    parameters: bytes
+    needs_session: bool
+    """Whether the SDK must have listed it in the session that calls it, to send the headers that it asks for."""
+
+    @property
+    def size(self) -> int:
+        """What it says of itself, about in bytes."""
+        return len(self.parameters) + len(self.description)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +93,27 @@ class McpTool:
         return text
 
 
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """A tool that may be used, under a name of its own."""
+
+    name: str
+    listed: Listed
+    server: McpServerChoice
+    connection: Connection
+
+    def tool(self) -> McpTool:
+        listed, server = self.listed, self.server
+        spec = FunctionSpec(self.name, listed.description, orjson.loads(listed.parameters))
+        return McpTool(spec, listed.name, server.label, server.approval == _ALWAYS, self.connection)
+
+
 class _Learned:
-    """What is known of servers for a while, 128 at most; the oldest is forgotten first."""
+    """What is known of servers for a while, 128 and 32 MiB at most; the oldest is forgotten first."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[int, tuple[float, Sequence[Listed] | None]] = OrderedDict()
+        self._bytes = 0
 
     def look(self, key: int) -> tuple[bool, Sequence[Listed] | None]:
         """Whether anything is known, and what: the tools, or None for a server that does not answer."""
@@ -96,10 +122,12 @@ class _Learned:
 
     def note(self, key: int, tools: Sequence[Listed] | None) -> None:
         seconds = _FAILURE_SECONDS if tools is None else _LISTING_SECONDS
+        _, earlier = self._known.pop(key, (0.0, None))
         self._known[key] = (time.monotonic() + seconds, tools)
-        self._known.move_to_end(key)
-        while len(self._known) > _MOST_LEARNED:
-            self._known.popitem(last=False)
+        self._bytes += _size_of(tools) - _size_of(earlier)
+        while len(self._known) > _MOST_LEARNED or self._bytes > _MOST_LEARNED_BYTES:
+            _, (_, forgotten) = self._known.popitem(last=False)
+            self._bytes -= _size_of(forgotten)
 
 
 class McpTools:
@@ -129,11 +157,8 @@ class McpTools:
         hosted, own = await self._divided(servers)
         connections = [Connection(server, self._reach, self._start) for server in own]
         try:
-            listings = await asyncio.gather(*map(self._listing, own, connections, [user_id] * len(own)))
-            offers = zip(own, connections, listings, strict=True)
-            degraded += [server.label for server, listed in zip(own, listings, strict=True) if listed is None]
-            tools = list(_fitting(_named(offers)))
-            yield Toolbox(tools, hosted=[_hosted(server) for server in hosted], degraded=degraded)
+            tools, silent = await self._offered(own, connections, user_id)
+            yield Toolbox(tools, hosted=[_hosted(server) for server in hosted], degraded=[*degraded, *silent])
         finally:
             # Not waited for: the end of a session is its server's business, and the reply is done.
             for connection in connections:
@@ -166,6 +191,14 @@ class McpTools:
         except (AddressError, OSError):
             return False
 
+    async def _offered(
+        self, servers: Sequence[McpServerChoice], connections: Sequence[Connection], user_id: str
+    ) -> tuple[list[McpTool], list[str]]:
+        """The tools of these servers, and the labels of those that do not say what they offer."""
+        listings = await asyncio.gather(*map(self._listing, servers, connections, [user_id] * len(servers)))
+        silent = [server.label for server, listed in zip(servers, listings, strict=True) if listed is None]
+        return list(_fitting(_named(zip(servers, connections, listings, strict=True)))), silent
+
     async def _listing(self, server: McpServerChoice, connection: Connection, user_id: str) -> Sequence[Listed] | None:
         """What the server offers, from memory or from itself; None when it does not say."""
         key = hash((user_id, server.url, *sorted(server.headers.items())))
@@ -174,14 +207,12 @@ class McpTools:
             return known
         try:
             async with asyncio.timeout(self._connect_seconds):
-                offered = await connection.tools()
+                listed = [one async for one in _harmless(await connection.tools(), server.label)]
         except (ServerFailed, TimeoutError) as error:
             log.warning("mcp.server_failed", server_label=server.label, error=type(error).__name__)
             self._learned.note(key, None)
             return None
-        listed = [one async for one in _harmless(offered, server.label)]
-        # The SDK must have listed a tool in this session to send such headers.
-        if not any("x-mcp-header" in str(tool.input_schema) for tool in offered):
+        if not any(one.needs_session for one in listed):
             self._learned.note(key, listed)
         return listed
 
@@ -194,7 +225,7 @@ class McpTools:
 
 async def _harmless(offered: Sequence[types.Tool], label: str) -> AsyncIterator[Listed]:
     for tool in offered:
-        # Checking a schema takes a millisecond or more; others run in between.
+        # A schema takes some milliseconds; others run in between.
         await asyncio.sleep(0)
         try:
             parameters = harmless_parameters(tool.input_schema)
@@ -205,13 +236,14 @@ async def _harmless(offered: Sequence[types.Tool], label: str) -> AsyncIterator[
             log.warning("mcp.tool_left_out", server_label=label, reason="its name cannot be used")
             continue
         description = clean(tool.description or tool.title or "")[:_LONGEST_DESCRIPTION]
-        yield Listed(tool.name, description, parameters, len(orjson.dumps(parameters)) + len(description))
+        yield Listed(tool.name, description, orjson.dumps(parameters), "x-mcp-header" in str(tool.input_schema))
 
 
-def _named(
-    offers: Iterator[tuple[McpServerChoice, Connection, Sequence[Listed] | None]],
-) -> Iterator[tuple[McpTool, int]]:
-    """The tools that may be used, each under a name of its own, with the size of what it says of itself."""
+def _size_of(tools: Sequence[Listed] | None) -> int:
+    return sum(one.size for one in tools or ())
+
+
+def _named(offers: Iterator[tuple[McpServerChoice, Connection, Sequence[Listed] | None]]) -> Iterator[_Offer]:
     taken: set[str] = set()
     for server, connection, listed in offers:
         for one in listed or ():
@@ -219,8 +251,7 @@ def _named(
             if name in taken or (server.allowed_tools and one.name not in server.allowed_tools):
                 continue
             taken.add(name)
-            spec = FunctionSpec(name, one.description, one.parameters)
-            yield McpTool(spec, one.name, server.label, server.approval == _ALWAYS, connection), one.size
+            yield _Offer(name, one, server, connection)
 
 
 def _name(label: str, tool: str, taken: set[str]) -> str:
@@ -232,14 +263,14 @@ def _name(label: str, tool: str, taken: set[str]) -> str:
     return f"{_FOREIGN.sub('_', whole)[: _LONGEST_NAME - 9]}_{digest}"
 
 
-def _fitting(tools: Iterator[tuple[McpTool, int]]) -> Iterator[McpTool]:
+def _fitting(offers: Iterator[_Offer]) -> Iterator[McpTool]:
     count = size = left_out = 0
-    for tool, more in tools:
-        if count == MOST_TOOLS or size + more > _MOST_SPEC_BYTES:
+    for offer in offers:
+        if count == MOST_TOOLS or size + offer.listed.size > _MOST_SPEC_BYTES:
             left_out += 1
             continue
-        count, size = count + 1, size + more
-        yield tool
+        count, size = count + 1, size + offer.listed.size
+        yield offer.tool()
     if left_out:
         log.warning("mcp.tools_left_out", count=left_out)
 

@@ -40,7 +40,7 @@ class QueryEmbedder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RecallLimits:
-    """`candidates`: how many each leg names, of messages and of facts. `at_once`: how many searches the database is asked."""
+    """`candidates`: how many each leg names, of messages and of facts. `at_once`: how many searches use the database."""
 
     candidates: int
     weights: Weights
