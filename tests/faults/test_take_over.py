@@ -62,6 +62,26 @@ async def test_a_kill_without_background_keeps_what_was_told(stand: Stand) -> No
     assert await rest_of(second.user(USER), whole[:1]) == whole
 
 
+async def test_a_reply_of_which_nothing_was_told_yet_is_begun_by_whoever_takes_it_over(stand: Stand) -> None:
+    waiting = {"MEMORY_TIMEOUT_SECONDS": "20"}
+    first, second = await asyncio.gather(stand.start(**waiting), stand.start(**waiting))
+    stand.memory.delay_seconds = 20
+    begun = asyncio.create_task(until_broken(first.user(USER).open_stream("Count", **ASKED), []))
+
+    async def has_asked_memory() -> bool:
+        return bool(stand.memory.asked)
+
+    await soon(has_asked_memory, within_seconds=5)
+    following = asyncio.create_task(second.user(USER).stream("Count", **ASKED))
+    await asyncio.sleep(0.5)
+    stand.memory.delay_seconds = 0
+    await kill(first)
+    await begun
+    events = await following
+    assert events[-1].completed.message.text == text_of(events) == WHOLE
+    assert events[0].started.resumable
+
+
 @pytest.mark.parametrize("wait_seconds", [0.0, 0.4])
 async def test_a_kill_with_background_costs_no_token(stand: Stand, wait_seconds: float) -> None:
     replicas = [stand.start(OPENAI_BACKGROUND="on") for _ in range(2)]

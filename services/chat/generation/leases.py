@@ -151,10 +151,19 @@ class Leases:
         if held is not None and held.events:
             told = held.events[:-1] if held.has_ended else held.events
             reply.restore(told, position=held.position, is_logged=not held.has_ended)
-        elif taken.turn.reply.text:
-            reply.restore(plain_events(taken.turn), position="", is_logged=False)
+        elif held is None or _has_told(taken):
+            reply.knows_told = False
+            if taken.turn.reply.text:
+                reply.restore(plain_events(taken.turn), position="", is_logged=False)
         return reply
 
 
 def _sign(reply: Reply) -> Sign:
     return Sign(reply.turn.generation.epoch, reply.unsaved_text(), reply.unsaved_response_ids(), reply.memory_ids)
+
+
+def _has_told(taken: Taken) -> bool:
+    """Whether its row knows of something that was told, though the log is empty: Redis was away."""
+    # The next attempt begins with the items of the one before.
+    has_called = taken.items_response_id is not None and taken.turn.generation.attempt == 1
+    return has_called or bool(taken.turn.reply.text or taken.response_ids)

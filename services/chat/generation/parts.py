@@ -41,7 +41,7 @@ async def open_generations(  # noqa: PLR0913 - parts of its own
     store: GenerationStore,
     writing: Writing,
     *,
-    make_turn_store: Callable[[Leases], TurnStore],
+    make_turn_store: Callable[[Leases, EventLog], TurnStore],
 ) -> GenerationParts:
     """Generations on their database and Redis, with their leases kept and those of others followed, until `parts` closes."""
     url = settings.redis_url.get_secret_value()
@@ -77,7 +77,7 @@ async def open_generations(  # noqa: PLR0913 - parts of its own
     await parts.enter_async_context(beside(log.write(), feed.listen(), poll))
     await parts.enter_async_context(leases.kept())
     readers = Readers(heartbeat_seconds=settings.heartbeat_seconds, stall_seconds=settings.reader_stall_seconds)
-    stores = TurnStores(make_turn_store(leases), store, lease_store)
+    stores = TurnStores(make_turn_store(leases, log), store, lease_store)
     turns = Turns(stores, generations, readers, feed, log, rescue=leases.rescue)
     return GenerationParts(generations, turns, feed, log)
 

@@ -1,6 +1,7 @@
 """The form of the log in Redis: keys, entries, and the scripts that write and fence it.
 
-An entry is a batch of serialized events under the id `<epoch>-<sequence of its last event>`. Owns no connection.
+An entry is a batch of serialized events under the id `<epoch>-<sequence of its last event>`. The first, `<epoch>-0`, has
+none: it opens the log, so that one of which nothing was told is not taken for one that is gone. Owns no connection.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ for i, key in ipairs(KEYS) do
     end
     if held_epoch > epoch then
       answers[i] = -1
-    elseif held + 1 == first and last >= first then
+    elseif held + 1 == first and (last >= first or not latest[1]) then
       added = add(true)
       answers[i] = held
     else
@@ -51,11 +52,13 @@ for i, key in ipairs(KEYS) do
     local ms = tonumber(ARGV[a + 4])
     if ms > 0 then redis.call('PEXPIRE', key, ms) end
     if ms < 0 then redis.call('DEL', key) end
-    redis.call('PUBLISH', '"""
+    if ARGV[a + 8] ~= '' then
+      redis.call('PUBLISH', '"""
     + CHANNEL
     + """' .. string.sub(key, """
     + str(len(KEY) + 1)
     + """), ARGV[a + 1] .. ' ' .. ARGV[a + 2] .. ' ' .. ARGV[a + 7] .. '\\n' .. ARGV[a + 8])
+    end
   end
 end
 return answers
