@@ -149,3 +149,18 @@ async def test_who_follows_hears_the_end_of_a_reply_that_is_closed_with_fewer_ev
             assert [kind in TERMINAL for kind in kinds_of(events)] == [False] * (len(events) - 1) + [True]
             assert events[-1].failed.reason == "GENERATION_INTERRUPTED"
         await simulator.control.release()
+
+
+async def test_a_logged_end_that_the_database_has_lost_is_replaced_by_one_end(
+    start_chat: Start, database: ServiceDatabase, redis_url: str
+) -> None:
+    user, events = await told_and_left(start_chat, database)
+    generation_id = events[0].started.generation_id
+    async with start_chat() as chat, Redis.from_url(redis_url) as redis:
+        await until_ended(database)
+        whole = checked((await followed(user.at(chat), generation_id, after=0))[0])
+        assert whole[:-1] == events[:-1]
+        await eventually(lambda: chat.generations.find(generation_id) is None)
+        logged: Any = await redis.xrange(KEY + generation_id)
+        assert sum(values[b"x"] == b"1" for _, values in logged) == 1
+        assert checked((await followed(user.at(chat), generation_id, after=0))[0]) == whole

@@ -163,5 +163,6 @@ def logged(entries: Sequence[tuple[bytes, Sequence[bytes]]]) -> Logged:
         del events[first - 1 :]
         events += unpacked(fields[b"e"])
         position = fields[b"p"].decode() or position
-        has_ended = fields[b"x"] == b"1"
+        # A take-over's entry says nothing of an end before it.
+        has_ended = fields[b"x"] == b"1" or (has_ended and not fields[b"e"])
     return Logged(events, position, has_ended)
