@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import psycopg
+import pytest
 from redis.asyncio import Redis
 
 from parley.chat.v1 import chat_pb2
@@ -20,6 +21,7 @@ from tests.chat.service import TERMINAL, User, checked, eventually, held, text_o
 
 Event = chat_pb2.CompletionEvent
 MOST_SEQUENCE = 2**31 - 1
+TOGETHER = 20
 
 
 @contextlib.asynccontextmanager
@@ -164,3 +166,40 @@ async def test_a_logged_end_that_the_database_has_lost_is_replaced_by_one_end(
         logged: Any = await redis.xrange(KEY + generation_id)
         assert sum(values[b"x"] == b"1" for _, values in logged) == 1
         assert checked((await followed(user.at(chat), generation_id, after=0))[0]) == whole
+
+
+@pytest.fixture
+async def mute_redis() -> AsyncIterator[str]:
+    """A Redis that takes every connection and answers nothing."""
+    answering = set[asyncio.Task[Any]]()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task: asyncio.Task[Any] | None = asyncio.current_task()
+        assert task is not None
+        answering.add(task)
+        task.add_done_callback(answering.discard)
+        with contextlib.suppress(OSError):
+            await reader.read()
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    server.close()
+    if answering:
+        await asyncio.wait(answering, timeout=5)
+
+
+async def test_many_are_taken_over_once_while_redis_hangs(
+    start_chat: Start, database: ServiceDatabase, mute_redis: str
+) -> None:
+    async with start_chat() as chat:
+        users = [chat.user() for _ in range(TOGETHER)]
+        await asyncio.gather(*(user.create("Count", model="sim-2-0-0") for user in users))
+    await abandon(database)
+    async with start_chat(redis_url=mute_redis) as first, start_chat(redis_url=mute_redis) as second:
+        await until_ended(database)
+        assert await generations(database) == [("failed", 2)] * TOGETHER
+        for process in (first, second):
+            await eventually(lambda process=process: not process.generations.running())  # type: ignore[misc]

@@ -245,13 +245,15 @@ class EventLog:
             await asyncio.sleep(0.01)
         return True
 
-    async def take_over(self, generation_id: str, epoch: int) -> Logged | None:
+    async def take_over(self, generation_id: str, epoch: int, *, within_seconds: float) -> Logged | None:
         """Shuts out every earlier epoch and returns what was logged, which may be nothing yet.
 
         None when Redis is away or has no log of it. Raises LostError when a later epoch writes it.
         """
+        # A call is given up after twice its time.
+        timeout_seconds = min(_READ_SECONDS, within_seconds / 2)
         try:
-            entries = await self._scripts.call(FENCE, [KEY + generation_id], [epoch], _READ_SECONDS)
+            entries = await self._scripts.call(FENCE, [KEY + generation_id], [epoch], timeout_seconds)
         except FAILURES as error:
             log.warning("event_log.not_read", generation_id=generation_id, error=type(error).__name__)
             return None
