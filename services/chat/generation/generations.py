@@ -17,7 +17,7 @@ import structlog
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.chat.generation.writing import Start, Writing
 from services.chat.generation_store import GenerationStore, interrupted
-from services.chat.lease_store import LeaseStore, Taken
+from services.chat.lease_store import LeaseStore, Sign, Taken
 from services.chat.log.event_feed import stopping
 from services.chat.log.event_log import EventLog
 from services.chat.log.reply import Ending, Reply
@@ -293,13 +293,13 @@ class Generations:
     async def _hand_over(self, replies: list[Reply]) -> None:
         if not replies:
             return
-        epochs = {reply.turn.generation.id: reply.turn.generation.epoch for reply in replies}
         await self._log.flushed(within_seconds=_FLUSH_SECONDS)
-        log.info("generations.handed_over", count=len(epochs))
+        log.info("generations.handed_over", count=len(replies))
+        signs = {reply.turn.generation.id: sign_of(reply) for reply in replies}
         for reply in replies:
             self._lose(reply)
         try:
-            await self._leases.hand_over(epochs)
+            await self._leases.hand_over(signs)
         except ServiceError as error:
             # They expire by themselves.
             log.warning("generations.hand_over_failed", error=type(error).__name__)
@@ -314,3 +314,8 @@ class Generations:
                 return False
             await asyncio.sleep(min(left, _DRAIN_TICK_SECONDS))
         return True
+
+
+def sign_of(reply: Reply) -> Sign:
+    """That it is being written, and what is not saved yet of it."""
+    return Sign(reply.turn.generation.epoch, reply.unsaved_text(), reply.unsaved_response_ids(), reply.memory_ids)

@@ -12,8 +12,8 @@ from typing import Final
 import structlog
 
 from services.chat.events import plain_events
-from services.chat.generation.generations import Generations
-from services.chat.lease_store import LeaseStore, Sign, Taken
+from services.chat.generation.generations import Generations, sign_of
+from services.chat.lease_store import LeaseStore, Taken
 from services.chat.log.event_feed import EventFeed
 from services.chat.log.event_log import EventLog, LostError
 from services.chat.log.reply import Reply
@@ -96,7 +96,7 @@ class Leases:
         if not replies:
             self._clock.renewed(sent_time)
             return
-        signs = {key: _sign(reply) for key, reply in replies.items()}
+        signs = {key: sign_of(reply) for key, reply in replies.items()}
         renewed = await self._store.renew(signs)
         self._clock.renewed(sent_time)
         for key, is_cancel_requested in renewed.items():
@@ -181,7 +181,3 @@ def _has_told(taken: Taken) -> bool:
     # The next attempt begins with the items of the one before.
     has_called = taken.items_response_id is not None and taken.turn.generation.attempt == 1
     return has_called or bool(taken.turn.reply.text or taken.response_ids)
-
-
-def _sign(reply: Reply) -> Sign:
-    return Sign(reply.turn.generation.epoch, reply.unsaved_text(), reply.unsaved_response_ids(), reply.memory_ids)
