@@ -168,6 +168,41 @@ async def test_a_logged_end_that_the_database_has_lost_is_replaced_by_one_end(
         assert checked((await followed(user.at(chat), generation_id, after=0))[0]) == whole
 
 
+@pytest.mark.parametrize("is_running", [False, True])
+async def test_a_deletion_takes_the_log_that_a_dead_process_left(
+    start_chat: Start, database: ServiceDatabase, redis_url: str, *, is_running: bool
+) -> None:
+    user, events = await told_and_left(start_chat, database, lease_seconds=60)
+    key = KEY + events[0].started.generation_id
+    if not is_running:
+        # It has saved the end, and died before it told Redis: the log is kept as that of a running one is.
+        async with sql(database) as connection:
+            await connection.execute("update generations set status = 'completed', end_time = now() - interval '5 minutes'")
+    async with start_chat() as chat, Redis.from_url(redis_url) as redis:
+        assert await redis.exists(key)
+        await user.at(chat).delete(events[0].started.conversation_id)
+        assert not await redis.exists(key)
+
+
+async def test_a_deletion_leaves_nothing_of_a_reply_that_is_being_written(
+    start_chat: Start, redis_url: str, simulator: Running
+) -> None:
+    async with start_chat() as here, start_chat() as there, Redis.from_url(redis_url) as redis:
+        user = here.user()
+        await simulator.control.script(ScriptedAnswer(text="one two three", hold_after_tokens=2))
+        call = user.open_stream("Hi")
+        started = (await call.read()).started
+        await held(simulator)
+        await user.at(there).delete(started.conversation_id)
+        while (event := await call.read()) is not grpc.aio.EOF:
+            last = event
+        assert last.WhichOneof("event") == "cancelled"
+        await eventually(lambda: not here.generations.running())
+        await asyncio.sleep(0.1)
+        assert not await redis.exists(KEY + started.generation_id)
+        await simulator.control.release()
+
+
 @pytest.fixture
 async def mute_redis() -> AsyncIterator[str]:
     """A Redis that takes every connection and answers nothing."""

@@ -162,6 +162,19 @@ async def kept_at_provider(simulator: Running, response_id: str) -> bool:
         return bool(answer.status_code == httpx2.codes.OK)
 
 
+async def test_a_log_whose_end_redis_was_not_told_goes_too(
+    chat: ChatProcess, user: User, issuer: Issuer, database: ServiceDatabase, redis_url: str
+) -> None:
+    done = await user.create(CANARY)
+    async with await psycopg.AsyncConnection.connect(database.migration_url, autocommit=True) as connection:
+        await connection.execute("select set_config('parley.scope', 'service', false)")
+        await connection.execute("update generations set end_time = now() - interval '5 minutes'")
+    async with Redis.from_url(redis_url) as redis:
+        assert await redis.expire(KEY + done.generation_id, 600)
+    await purged(chat, user.id, issuer)
+    assert await keys_of(redis_url, [done.generation_id]) == []
+
+
 async def test_nobody_writes_for_them_any_more(
     chat: ChatProcess, user: User, issuer: Issuer, database: ServiceDatabase
 ) -> None:

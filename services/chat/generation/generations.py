@@ -146,7 +146,7 @@ class Generations:
                 await self._log.announce("stop", generation_id)
 
     async def forget_logs(self, generation_ids: Sequence[str]) -> None:
-        """Deletes the logs of ended generations whose conversation is gone; they also expire by themselves."""
+        """Deletes the logs of generations whose conversation is gone; they also expire by themselves."""
         if generation_ids:
             await self._log.delete(generation_ids)
 

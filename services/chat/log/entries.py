@@ -14,6 +14,8 @@ from services.chat.log.tape import Tape
 KEY: Final = "parley:chat:log:1:"
 CHANNEL: Final = "parley:chat:events:1:"
 CONTROL: Final = "parley:chat:control:1"
+# The log of a generation that nobody ends outlives its deadline by this.
+OUTLIVES_SECONDS: Final = 600
 
 # For each key: epoch, first and last sequence, expiry in ms, whether to look first, position, whether it is the end, events.
 # Answers the last sequence that the log holds; -1 when a later epoch writes it.
