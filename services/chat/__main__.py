@@ -35,6 +35,7 @@ from services.chat.generation.parts import GenerationParts, open_generations
 from services.chat.generation.writing import Writing
 from services.chat.generation_store import GenerationStore
 from services.chat.log.event_feed import EventFeed
+from services.chat.log.event_log import EventLog
 from services.chat.mcp.addresses import Addresses
 from services.chat.mcp.parts import Mcp, open_mcp
 from services.chat.mcp.store import McpServerStore
@@ -208,8 +209,8 @@ async def _open_replies(  # noqa: PLR0913 - parts of its own
         concurrency=_share(settings, 0.3),
     )
 
-    def make_turn_store(leases: Leases) -> TurnStore:
-        return TurnStore(database, store, jobs, rescue=leases.rescue, concurrency=_share(settings, 0.4))
+    def make_turn_store(leases: Leases, log: EventLog) -> TurnStore:
+        return TurnStore(database, store, jobs, rescue=leases.rescue, open_log=log.open, concurrency=_share(settings, 0.4))
 
     return await open_generations(settings, parts, database, store, writing, make_turn_store=make_turn_store)
 

@@ -78,7 +78,8 @@ class ConversationServicer(conversation_pb2_grpc.ConversationServiceServicer):
     ) -> conversation_pb2.DeleteConversationResponse:
         deleted = await self._store.delete_conversation(request.conversation_id, user_id=own_id(request))
         await self._generations.stop_everywhere(deleted.running_generation_ids)
-        await self._generations.forget_logs(deleted.ended_generation_ids)
+        # Of the running ones too: their process may be gone. One that lives writes the log anew and deletes it at its end.
+        await self._generations.forget_logs([*deleted.running_generation_ids, *deleted.ended_generation_ids])
         return conversation_pb2.DeleteConversationResponse(deleted_messages=deleted.message_count)
 
     async def ListMessages(

@@ -18,6 +18,7 @@ Event = chat_pb2.CompletionEvent
 
 HEARTBEAT: Final = Event(heartbeat=chat_pb2.Heartbeat()).SerializeToString()
 MOST_SEQUENCE: Final = 2**31 - 1
+"""Nothing can follow it: the number of the end of a reply of which nobody knows how much was told."""
 
 
 def _varint(value: int) -> bytes:
@@ -29,6 +30,7 @@ def _varint(value: int) -> bytes:
     return bytes(encoded)
 
 
+_LAST: Final = b"\x08" + _varint(MOST_SEQUENCE)
 _VARINTS: Final = tuple(_varint(value) for value in range(4096))
 # Up to here every length within a text event takes one byte.
 _SHORT_BYTES: Final = 125
@@ -138,7 +140,8 @@ def saved_events(turn: Turn, saved: SavedEvents) -> list[bytes]:
         events = list(_told(saved.event_lengths, list(saved.other_events), text))
     if saved.superseded_text is not None and saved.other_events:
         return [*events, saved.other_events[-1]]
-    return [*events, end_of(turn, len(events) + 1, generation.failure)]
+    is_last = generation.last_sequence == MOST_SEQUENCE
+    return [*events, end_of(turn, MOST_SEQUENCE if is_last else len(events) + 1, generation.failure)]
 
 
 def end_of(turn: Turn, sequence: int, failure: Failure | None) -> bytes:
@@ -162,6 +165,11 @@ def plain_events(turn: Turn, text: str | None = None) -> list[bytes]:
     if text is None and turn.reply.usage is not None:
         events.append(usage_event(len(events) + 1, turn.reply.usage))
     return events
+
+
+def is_last_of_unknown(event: bytes) -> bool:
+    """Whether this is the end of a reply of which nobody knows how much was told."""
+    return event.startswith(_LAST)
 
 
 def deleted_event(sequence: int) -> bytes:

@@ -34,7 +34,8 @@ _SAVE_TEXTS: Final = sa.text(
     " and messages.status = 'generating'"
 )
 _SAVE_RESPONSES: Final = sa.text(
-    "update generations set provider_response_ids = string_to_array(kept.response_ids, ',')"
+    "update generations set provider_response_ids ="
+    " array(select distinct unnest(provider_response_ids || string_to_array(kept.response_ids, ',')))"
     " from unnest(cast(:ids as uuid[]), cast(:response_ids as text[])) as kept (id, response_ids)"
     " where generations.id = kept.id"
 )
@@ -54,6 +55,7 @@ _HAND_OVER: Final = sa.text(
     "update generations set lease_expire_time = now() - interval '1 microsecond'"
     " from unnest(cast(:ids as uuid[]), cast(:epochs as int[])) as held (id, epoch)"
     " where generations.id = held.id and generations.epoch = held.epoch and status = 'running' and owner = :owner"
+    " returning cast(generations.id as text) as id"
 )
 
 
@@ -102,20 +104,14 @@ class LeaseStore:
 
         Returns those that are still this process's own, and whether each is asked to stop; nothing is written of the others.
         """
-        ids = list(signs)
-        held = {"ids": ids, "epochs": [signs[key].epoch for key in ids]}
-        values = held | {"owner": self._owner, "lease_seconds": self._lease_seconds}
+        values = self._held(signs) | {"lease_seconds": self._lease_seconds}
         async with self._of_service() as connection:
             ours: dict[str, bool] = {row.id: row.is_cancel_requested for row in await connection.execute(_RENEW, values)}
-            texts = {key: sign.text for key, sign in signs.items() if sign.text is not None and key in ours}
-            if texts:
-                memory_ids = [",".join(signs[key].memory_ids) for key in texts]
-                written = {"ids": list(texts), "texts": list(texts.values()), "memory_ids": memory_ids}
-                await connection.execute(_SAVE_TEXTS, written)
-            kept = {key: ",".join(sign.response_ids) for key, sign in signs.items() if sign.response_ids and key in ours}
-            if kept:
-                await connection.execute(_SAVE_RESPONSES, {"ids": list(kept), "response_ids": list(kept.values())})
+            await _save(connection, {key: signs[key] for key in ours})
         return ours
+
+    def _held(self, signs: Mapping[str, Sign]) -> dict[str, object]:
+        return {"ids": list(signs), "epochs": [sign.epoch for sign in signs.values()], "owner": self._owner}
 
     async def take_over(self, *, most: int, held: Collection[str], conversation_id: str | None = None) -> list[Taken]:
         """Makes generations that nobody keeps alive this process's own, the longest dead first. At most `most`.
@@ -134,11 +130,11 @@ class LeaseStore:
                 return []
             return [_taken(row, rows[row["generation_id"]]) for row in await _turns(connection, list(rows))]
 
-    async def hand_over(self, epochs: Mapping[str, int]) -> None:
-        """Lets the leases of these generations of this process expire now."""
-        values = {"ids": list(epochs), "epochs": list(epochs.values()), "owner": self._owner}
+    async def hand_over(self, signs: Mapping[str, Sign]) -> None:
+        """Saves what these generations of this process have written, and lets their leases expire now."""
         async with self._of_service() as connection:
-            await connection.execute(_HAND_OVER, values)
+            ours = [row.id for row in await connection.execute(_HAND_OVER, self._held(signs))]
+            await _save(connection, {key: signs[key] for key in ours})
 
     async def request_cancel(self, generation_id: str, *, user_id: str) -> Turn | None:
         """Asks whoever writes a generation of the user to stop, if it is running. Returns it; None when there is none."""
@@ -154,6 +150,17 @@ class LeaseStore:
         """The status of each of these generations that is still there, whoever's it is."""
         async with self._of_service() as connection:
             return {row.id: row.status for row in await connection.execute(_STATUSES, {"ids": list(generation_ids)})}
+
+
+async def _save(connection: AsyncConnection, signs: Mapping[str, Sign]) -> None:
+    texts = {key: sign.text for key, sign in signs.items() if sign.text is not None}
+    if texts:
+        memory_ids = [",".join(signs[key].memory_ids) for key in texts]
+        written = {"ids": list(texts), "texts": list(texts.values()), "memory_ids": memory_ids}
+        await connection.execute(_SAVE_TEXTS, written)
+    kept = {key: ",".join(sign.response_ids) for key, sign in signs.items() if sign.response_ids}
+    if kept:
+        await connection.execute(_SAVE_RESPONSES, {"ids": list(kept), "response_ids": list(kept.values())})
 
 
 async def _turns(connection: AsyncConnection, generation_ids: Sequence[str]) -> Sequence[Any]:

@@ -237,6 +237,8 @@ generations = sa.Table(
     sa.CheckConstraint("(reason is null) = (error is null)", name="generations_error_check"),
     sa.Index(RUNNING_INDEX, "conversation_id", unique=True, postgresql_where=sa.text("status = 'running'")),
     sa.Index("generations_lease_idx", "lease_expire_time", postgresql_where=sa.text("status = 'running'")),
+    # For whatever deletes conversations: the cascade, too, looks for what refers to each.
+    sa.Index("generations_conversation_idx", "conversation_id"),
 )
 
 # What the model called, written before the tool runs and once more with its result: a call runs once, whoever runs it.

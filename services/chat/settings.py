@@ -1,7 +1,7 @@
 """What chat is told from outside."""
 
 from importlib.resources import files
-from typing import Self
+from typing import Final, Self
 
 from pydantic import Field, model_validator
 
@@ -9,6 +9,8 @@ from services.chat.mcp_settings import McpSettings
 from services.runtime.openai import OpenAISettings
 from services.runtime.sealing import SealingSettings
 from services.runtime.settings import PeerSettings, RedisSettings, ServerSettings
+
+MOST_DEADLINE_SECONDS: Final = 3600
 
 
 class ChatSettings(ServerSettings, PeerSettings, RedisSettings, OpenAISettings, SealingSettings, McpSettings):
@@ -35,7 +37,7 @@ class ChatSettings(ServerSettings, PeerSettings, RedisSettings, OpenAISettings, 
     """What the assistant obeys where a request says nothing of its own."""
     max_generations: int = Field(default=2000, ge=1, le=20_000)
     """Replies that one process writes at a time."""
-    generation_deadline_seconds: float = Field(default=120, gt=0, le=3600)
+    generation_deadline_seconds: float = Field(default=120, gt=0, le=MOST_DEADLINE_SECONDS)
     """How long a reply may take, waiting for the provider included."""
     lease_seconds: float = Field(default=10, ge=0.5, le=120)
     """How long a process is believed to write its replies after its last sign of life."""

@@ -20,8 +20,8 @@ from services.chat.usage.settlement import SETTLED, settlement_values
 from services.runtime.errors import reason_name
 
 _CANCELLED: Final = reason_name(reasons.ERROR_REASON_GENERATION_CANCELLED)
-# `started` and the terminal event.
-_SILENT_EVENTS: Final = 2
+# `started`; the terminal event is not among them.
+_SILENT_EVENTS: Final = 1
 
 # The conversation first, as a deletion locks it first: no deadlock between the two. Each waits for the one before.
 _FINISH: Final = (
@@ -91,7 +91,7 @@ class Outcome:
 
 def finish_values(turn: Turn, outcome: Outcome, *, owner: str, asks_title: bool) -> dict[str, Any]:
     """What FINISH takes."""
-    generation, has_output = turn.generation, outcome.told.last_sequence > _SILENT_EVENTS
+    generation, has_output = turn.generation, len(outcome.told.event_lengths) > _SILENT_EVENTS
     return {
         "generation_id": generation.id,
         "user_id": generation.user_id,

@@ -51,19 +51,22 @@ class TurnStore:
 
     At most `concurrency` begin at a time; the others wait here, in order and as long as it takes, instead of at the
     connection pool, where a burst of new turns would keep running ones from being saved and their leases from being renewed.
-    `rescue` takes over what is dead in a conversation and says whether it was closed.
+    `rescue` takes over what is dead in a conversation and says whether it was closed. `open_log` is told of each generation
+    before it is stored, so that one that is there has a log, too.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its collaborators
         self,
         database: Database,
         generation_store: GenerationStore,
         jobs: Jobs,
         *,
         rescue: Callable[[str], Awaitable[bool]],
+        open_log: Callable[[str], None],
         concurrency: int,
     ) -> None:
         self._rescue = rescue
+        self._open_log = open_log
         self._generations = generation_store
         self._jobs = jobs
         self._lane = database.lane(size=concurrency)
@@ -162,6 +165,7 @@ class TurnStore:
         ids = [new_id() for _ in range(len(draft.said) + 1)]
         values = self._new_values(draft, ids)
         statement = BEGIN_CREATING if draft.conversation_id is None else BEGIN_GROWING
+        self._open_log(values["generation_id"])
         row = await transaction.fetch_one(statement, values)
         if row is None:
             raise conversation_not_found(draft.conversation_id or "")
@@ -197,6 +201,7 @@ class TurnStore:
         }
 
     async def _insert_generation(self, connection: AsyncConnection, generation: Generation) -> Any:
+        self._open_log(generation.id)
         names = ("id", "user_id", "conversation_id", "user_message_id", "reply_message_id", "request_id")
         rest = ("request_digest", "attempt", "model", "options", "sealed_secrets")
         values = {name: getattr(generation, name) for name in (*names, *rest)}

@@ -1,6 +1,7 @@
 """PurgeUser: of a deleted user nothing is left, in no table, job or key, nor at the provider, whoever writes meanwhile."""
 
 import asyncio
+import uuid
 from collections.abc import Awaitable
 from typing import Any
 
@@ -8,11 +9,15 @@ import grpc
 import httpx2
 import psycopg
 import pytest
+import sqlalchemy as sa
 from psycopg import sql
 from redis.asyncio import Redis
 
 from parley.chat.v1 import chat_pb2, conversation_pb2, mcp_server_pb2, mcp_server_pb2_grpc, task_pb2
+from services.chat.conversation.store import with_logs
 from services.chat.log.entries import KEY
+from services.chat.schema import generations
+from services.runtime.database import open_database
 from simulator.control import ScriptedAnswer
 from simulator.server import Running
 from suite.databases import ServiceDatabase
@@ -160,6 +165,49 @@ async def kept_at_provider(simulator: Running, response_id: str) -> bool:
         headers = {"authorization": "Bearer any"}
         answer = await client.get(f"{simulator.base_url}/responses/{response_id}", headers=headers)
         return bool(answer.status_code == httpx2.codes.OK)
+
+
+async def test_a_log_whose_end_redis_was_not_told_goes_too(
+    chat: ChatProcess, user: User, issuer: Issuer, database: ServiceDatabase, redis_url: str
+) -> None:
+    done = await user.create(CANARY)
+    async with await psycopg.AsyncConnection.connect(database.migration_url, autocommit=True) as connection:
+        await connection.execute("select set_config('parley.scope', 'service', false)")
+        await connection.execute("update generations set end_time = now() - interval '5 minutes'")
+    async with Redis.from_url(redis_url) as redis:
+        assert await redis.expire(KEY + done.generation_id, 600)
+    await purged(chat, user.id, issuer)
+    assert await keys_of(redis_url, [done.generation_id]) == []
+
+
+async def test_a_batch_reads_the_generations_of_its_conversations_and_no_others(database: ServiceDatabase) -> None:
+    user_id = str(uuid.uuid4())
+    async with await psycopg.AsyncConnection.connect(database.migration_url, autocommit=True) as owner:
+        await owner.execute("select set_config('parley.scope', 'service', false)")
+        await owner.execute(_MANY_CONVERSATIONS, [user_id])
+        await owner.execute(_THEIR_GENERATIONS)
+        await owner.execute("analyze generations")
+        rows = await (await owner.execute("select id::text from conversations limit 50")).fetchall()
+    ids = [conversation_id for (conversation_id,) in rows]
+    # What a deletion's cascade asks for each conversation.
+    columns = generations.c
+    cascade = sa.delete(generations).where(columns.conversation_id == ids[0], columns.user_id == user_id)
+    opened = open_database(database.url, pool_size=1)
+    async with opened.service_transaction() as connection:
+        for statement in (with_logs(ids, user_id=user_id), cascade):
+            shown = statement.compile(dialect=opened.engine.dialect, compile_kwargs={"literal_binds": True})
+            plan = "\n".join((await connection.execute(sa.text(f"explain {shown}"))).scalars())
+            assert "generations_conversation_idx" in plan, plan
+            assert "Seq Scan" not in plan, plan
+    await opened.close()
+
+
+_MANY_CONVERSATIONS = "insert into conversations (id, user_id) select gen_random_uuid(), %s from generate_series(1, 5000)"
+_THEIR_GENERATIONS = (
+    "insert into generations (id, user_id, conversation_id, user_message_id, reply_message_id, request_digest, status,"
+    " owner, lease_expire_time, model, end_time) select gen_random_uuid(), user_id, id, gen_random_uuid(),"
+    " gen_random_uuid(), '', 'completed', 'nobody', now(), 'any', now() from conversations"
+)
 
 
 async def test_nobody_writes_for_them_any_more(

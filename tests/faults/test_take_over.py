@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from parley.chat.v1 import chat_pb2
-from simulator.control import ScriptedAnswer
+from simulator.control import ScriptedAnswer, ScriptedCall
 from suite.databases import ServiceDatabase
 from suite.postgres import EmbeddedPostgres
 from suite.redis import start_redis
@@ -60,6 +60,60 @@ async def test_a_kill_without_background_keeps_what_was_told(stand: Stand) -> No
     assert partial.text == text_of(whole)
     assert WHOLE.startswith(partial.text)
     assert await rest_of(second.user(USER), whole[:1]) == whole
+
+
+async def test_a_reply_of_which_nothing_was_told_yet_is_begun_by_whoever_takes_it_over(stand: Stand) -> None:
+    waiting = {"MEMORY_TIMEOUT_SECONDS": "20"}
+    first, second = await asyncio.gather(stand.start(**waiting), stand.start(**waiting))
+    stand.memory.delay_seconds = 20
+    begun = asyncio.create_task(until_broken(first.user(USER).open_stream("Count", **ASKED), []))
+
+    async def has_asked_memory() -> bool:
+        return bool(stand.memory.asked)
+
+    await soon(has_asked_memory, within_seconds=5)
+    following = asyncio.create_task(second.user(USER).stream("Count", **ASKED))
+    await asyncio.sleep(0.5)
+    stand.memory.delay_seconds = 0
+    await kill(first)
+    await begun
+    events = await following
+    assert events[-1].completed.message.text == text_of(events) == WHOLE
+    assert events[0].started.resumable
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+async def test_what_the_provider_keeps_is_deleted_whoever_ends_the_reply(stand: Stand, *, is_told: bool) -> None:
+    """Killed after a round of tools, or stopped with a response that no event was told of; with no renewal meanwhile."""
+    rare = {"OPENAI_BACKGROUND": "on", "LEASE_SECONDS": "6", "LEASE_RENEW_SECONDS": "3", "DRAIN_SECONDS": "1"}
+    first, second = await asyncio.gather(stand.start(**rare), stand.start(**rare))
+    user = first.user(USER)
+    events: list[Event] = []
+    if is_told:
+        await stand.simulator.control.script(
+            ScriptedAnswer(text="Adding.", function_calls=[ScriptedCall(name="add_task", arguments={"title": "Once"})]),
+            ScriptedAnswer(text="one two three", hold_after_tokens=1),
+        )
+    else:
+        await stand.simulator.control.script(ScriptedAnswer(text="one two three", hold_after_tokens=0))
+    call = user.open_stream("Go", use_tasks=is_told, request_id="one")
+    events.append(await call.__aiter__().__anext__())
+    await stand.simulator.control.wait(held=1)
+    await asyncio.sleep(0.1)
+    if is_told:
+        await kill(first)
+    else:
+        first.tell(signal.SIGTERM)
+    await until_broken(call, events)
+    await stand.simulator.control.release()
+    whole = await rest_of(second.user(USER), events)
+    assert whole[-1].WhichOneof("event") == "completed"
+    made = len(await stand.simulator.control.requests("responses"))
+
+    async def are_deleted() -> bool:
+        return len(await stand.simulator.control.requests("responses.delete")) >= made
+
+    await soon(are_deleted, within_seconds=5)
 
 
 @pytest.mark.parametrize("wait_seconds", [0.0, 0.4])

@@ -13,16 +13,19 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from services.chat.generation_store import FORGET_CONVERSATION, defer_forgetting
+from services.chat.log.entries import OUTLIVES_SECONDS
 from services.chat.records import Conversation, Message
 from services.chat.refusals import conversation_not_found, request_id_reused
 from services.chat.rows import CONVERSATION_COLUMNS, conversation_of, message_columns, message_of
 from services.chat.schema import conversations, generations, messages
+from services.chat.settings import MOST_DEADLINE_SECONDS
 from services.runtime.database import Database, interval
 from services.runtime.jobs import Jobs
 
 FULL_MESSAGES: Final = 1000
-# Longer than the log of an ended generation is kept (log.event_log), with room for clocks.
-LOG_KEPT_SECONDS: Final = 120
+# Longer than any log is kept, also of a generation whose end Redis was not told: its greatest deadline, what the log
+# outlives that by, and room for clocks.
+_LOG_KEPT_SECONDS: Final = MOST_DEADLINE_SECONDS + OUTLIVES_SECONDS + 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Deleted:
     message_count: int
     running_generation_ids: Sequence[str]
     ended_generation_ids: Sequence[str]
-    """Those whose log may still be there."""
+    """Those whose log may still be there, as that of the running ones is."""
 
 
 class ConversationStore:
@@ -114,16 +117,11 @@ class ConversationStore:
     async def delete_conversation(self, conversation_id: str, *, user_id: str) -> Deleted:
         """Deletes a conversation with everything in it and defers its forgetting by memory. Raises NotFound."""
         lock = sa.select(conversations.c.message_count).where(_is(conversation_id, user_id)).with_for_update()
-        told = sa.select(generations.c.id, generations.c.status, generations.c.provider_response_ids).where(
-            generations.c.user_id == user_id,
-            generations.c.conversation_id == conversation_id,
-            sa.or_(generations.c.status == "running", generations.c.end_time > sa.func.now() - interval(LOG_KEPT_SECONDS)),
-        )
         async with self._database.transaction(user_id=user_id) as connection:
             count = (await connection.execute(lock)).scalar_one_or_none()
             if count is None:
                 raise conversation_not_found(conversation_id)
-            found = (await connection.execute(told)).all()
+            found = (await connection.execute(with_logs([conversation_id], user_id=user_id))).all()
             await connection.execute(conversations.delete().where(_is(conversation_id, user_id)))
             await self._jobs.defer(connection, FORGET_CONVERSATION, conversation_id=conversation_id, user_id=user_id)
             # What the provider keeps of those that ended is forgotten already.
@@ -184,6 +182,16 @@ class ConversationStore:
                 raise conversation_not_found(conversation_id)
             found = [message_of(each) for each in (await connection.execute(latest)).mappings()]
         return conversation_of(row), found[FULL_MESSAGES - 1 :: -1] if found else [], len(found) > FULL_MESSAGES
+
+
+def with_logs(conversation_ids: Sequence[str], *, user_id: str) -> sa.Select[tuple[str, str, Sequence[str]]]:
+    """The generations whose log may still be there: of others it has expired, and what the provider kept is forgotten."""
+    lately = generations.c.end_time > sa.func.now() - interval(_LOG_KEPT_SECONDS)
+    return sa.select(generations.c.id, generations.c.status, generations.c.provider_response_ids).where(
+        generations.c.user_id == user_id,
+        generations.c.conversation_id.in_(conversation_ids),
+        (generations.c.status == "running") | lately,
+    )
 
 
 def _is(conversation_id: str, user_id: str) -> sa.ColumnElement[bool]:

@@ -17,7 +17,7 @@ import structlog
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.chat.generation.writing import Start, Writing
 from services.chat.generation_store import GenerationStore, interrupted
-from services.chat.lease_store import LeaseStore, Taken
+from services.chat.lease_store import LeaseStore, Sign, Taken
 from services.chat.log.event_feed import stopping
 from services.chat.log.event_log import EventLog
 from services.chat.log.reply import Ending, Reply
@@ -97,7 +97,12 @@ class Generations:
         return reply
 
     def adopt(self, taken: Taken, reply: Reply) -> None:
-        """Goes on with a reply that was taken over, where Writing.resumption says how; else closes it as it is."""
+        """Goes on with a reply that was taken over, where Writing.resumption says how; else closes it as it is.
+
+        What this process wrote of it before, and lost unawares, it lets go of.
+        """
+        if earlier := self.find(reply.turn.generation.id):
+            self._lose(earlier)
         deadline = asyncio.get_running_loop().time() + self._limits.generation_deadline_seconds - taken.age_seconds
         start = None
         if taken.is_cancel_requested:
@@ -111,7 +116,7 @@ class Generations:
         generation_id = reply.turn.generation.id
         self._replies[generation_id] = reply
         reply.tape.on_idle = lambda: self._release_idle(reply)
-        reply.line.on_lost = lambda: self.lose([generation_id])
+        reply.line.on_lost = lambda: self._lose(reply)
         work = self._write(reply, start)
         task = asyncio.create_task(work, name=f"generation-{generation_id}", context=detached())
         self._tasks[generation_id] = task
@@ -141,7 +146,7 @@ class Generations:
                 await self._log.announce("stop", generation_id)
 
     async def forget_logs(self, generation_ids: Sequence[str]) -> None:
-        """Deletes the logs of ended generations whose conversation is gone; they also expire by themselves."""
+        """Deletes the logs of generations whose conversation is gone; they also expire by themselves."""
         if generation_ids:
             await self._log.delete(generation_ids)
 
@@ -152,15 +157,17 @@ class Generations:
             reply.is_cancelled = True
             self.stop([generation_id])
 
-    def lose(self, generation_ids: Iterable[str]) -> None:
-        """Lets go of replies that are another process's now: nothing is saved, and their readers go there."""
-        for generation_id in generation_ids:
-            reply = self._replies.pop(generation_id, None)
-            if reply is not None and not reply.has_ended:
-                log.warning("generation.lost", generation_id=generation_id)
-                reply.leave()
-                if task := self._tasks.get(generation_id):
-                    task.cancel()
+    def _lose(self, reply: Reply) -> None:
+        """Lets go of what is another process's now, or another reply's here: nothing is saved, and its readers go there."""
+        generation_id = reply.turn.generation.id
+        if self._replies.get(generation_id) is not reply:
+            return
+        del self._replies[generation_id]
+        if not reply.has_ended:
+            log.warning("generation.lost", generation_id=generation_id)
+            reply.leave()
+            if task := self._tasks.get(generation_id):
+                task.cancel()
 
     async def _write(self, reply: Reply, start: Start | None) -> None:
         with RUNNING.track_inprogress(), contextlib.ExitStack() as identity:
@@ -199,7 +206,7 @@ class Generations:
             log.warning("generation.save_failed", generation_id=generation.id, error=type(error).__name__)
             ending = None
         if ending is None:
-            self.lose([generation.id])
+            self._lose(reply)
             return
         if ending.reply is None:
             reply.line.delete_at_end()
@@ -253,12 +260,13 @@ class Generations:
     def _forget(self, reply: Reply, task: asyncio.Task[None]) -> None:
         """Lets go of an ended generation; readers that are behind get a while to catch up."""
         generation_id = reply.turn.generation.id
-        self._tasks.pop(generation_id, None)
+        if self._tasks.get(generation_id) is task:
+            del self._tasks[generation_id]
         if not reply.has_ended:
             # Cancelled before its first step, or a fault: the row's lease expires, and whoever takes it over closes it.
             fault = None if task.cancelled() else task.exception()
             log.error("generation.abandoned", generation_id=generation_id, exc_info=fault)
-            self.lose([generation_id])
+            self._lose(reply)
         elif self._replies.get(generation_id) is reply:
             asyncio.get_running_loop().call_later(self._limits.reader_retention_seconds, self._release, reply)
             self._release_idle(reply)
@@ -285,12 +293,13 @@ class Generations:
     async def _hand_over(self, replies: list[Reply]) -> None:
         if not replies:
             return
-        epochs = {reply.turn.generation.id: reply.turn.generation.epoch for reply in replies}
         await self._log.flushed(within_seconds=_FLUSH_SECONDS)
-        log.info("generations.handed_over", count=len(epochs))
-        self.lose(epochs)
+        log.info("generations.handed_over", count=len(replies))
+        signs = {reply.turn.generation.id: sign_of(reply) for reply in replies}
+        for reply in replies:
+            self._lose(reply)
         try:
-            await self._leases.hand_over(epochs)
+            await self._leases.hand_over(signs)
         except ServiceError as error:
             # They expire by themselves.
             log.warning("generations.hand_over_failed", error=type(error).__name__)
@@ -305,3 +314,8 @@ class Generations:
                 return False
             await asyncio.sleep(min(left, _DRAIN_TICK_SECONDS))
         return True
+
+
+def sign_of(reply: Reply) -> Sign:
+    """That it is being written, and what is not saved yet of it."""
+    return Sign(reply.turn.generation.epoch, reply.unsaved_text(), reply.unsaved_response_ids(), reply.memory_ids)

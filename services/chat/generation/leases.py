@@ -6,14 +6,14 @@ dead process's generations are resumed or closed by whoever comes first, each by
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Final
 
 import structlog
 
 from services.chat.events import plain_events
-from services.chat.generation.generations import Generations
-from services.chat.lease_store import LeaseStore, Sign, Taken
+from services.chat.generation.generations import Generations, sign_of
+from services.chat.lease_store import LeaseStore, Taken
 from services.chat.log.event_feed import EventFeed
 from services.chat.log.event_log import EventLog, LostError
 from services.chat.log.reply import Reply
@@ -23,6 +23,8 @@ from services.runtime.errors import ServiceError
 log = structlog.get_logger(__name__)
 
 _TAKEN_AT_ONCE: Final = 20
+# How much of the time that a lease which was just taken has to spare may go into reading the log.
+_READING_SHARE: Final = 0.8
 
 
 class LeaseClock:
@@ -62,6 +64,8 @@ class Leases:
         self._clock = clock
         self._lease_seconds = lease_seconds
         self._renew_seconds = renew_seconds
+        # Of a lease that was just taken: it must last until the next renewal.
+        self._spare_seconds = lease_seconds - renew_seconds
         self._sweep_now = asyncio.Event()
 
     @contextlib.asynccontextmanager
@@ -92,7 +96,7 @@ class Leases:
         if not replies:
             self._clock.renewed(sent_time)
             return
-        signs = {key: _sign(reply) for key, reply in replies.items()}
+        signs = {key: sign_of(reply) for key, reply in replies.items()}
         renewed = await self._store.renew(signs)
         self._clock.renewed(sent_time)
         for key, is_cancel_requested in renewed.items():
@@ -107,15 +111,15 @@ class Leases:
     def _let_go(self, replies: dict[str, Reply], lost: set[str]) -> None:
         """Lets go of what is not ours any more; what ended while its lease was being renewed is not lost."""
         for key in lost:
-            if not replies[key].is_finishing:
+            # Nor is what this process has taken over again since.
+            if not replies[key].is_finishing and self._generations.find(key) is replies[key]:
                 # Deleted, or another's: the end that it comes to finds out which.
                 self._generations.stop([key])
 
     async def _sweep(self) -> None:
         while (room := min(_TAKEN_AT_ONCE, self._generations.room)) > 0:
-            taken = await self._store.take_over(most=room, held=self._generations.running())
-            await self._adopt(taken)
-            if len(taken) < room:
+            taken, _ = await self._take(most=room)
+            if taken < room:
                 return
 
     async def rescue(self, conversation_id: str) -> bool:
@@ -123,38 +127,57 @@ class Leases:
 
         Raises ServiceError.
         """
-        taken = await self._store.take_over(most=1, held=self._generations.running(), conversation_id=conversation_id)
-        replies = await self._adopt(taken)
+        _, replies = await self._take(most=1, conversation_id=conversation_id)
         return any([await reply.ended() is not None for reply in replies if not reply.is_resumed])
 
-    async def _adopt(self, taken: Sequence[Taken]) -> list[Reply]:
-        replies = []
-        for one in taken:
-            generation = one.turn.generation
-            try:
-                reply = await self._restored(one)
-            except LostError:
-                continue
-            log.warning("generation.taken_over", generation_id=generation.id, epoch=generation.epoch)
-            self._generations.adopt(one, reply)
-            self._feed.release(generation.id)
-            replies.append(reply)
-        return replies
+    async def _take(self, *, most: int, conversation_id: str | None = None) -> tuple[int, list[Reply]]:
+        """How many were taken over, and those of them that this process goes on with."""
+        sent_time = asyncio.get_running_loop().time()
+        held = self._generations.running()
+        taken = await self._store.take_over(most=most, held=held, conversation_id=conversation_id)
+        # Together: where Redis hangs, one after the other would outlast their leases, which nobody renews before `adopt`.
+        restored = await asyncio.gather(*(self._restored(one) for one in taken))
+        if asyncio.get_running_loop().time() > sent_time + self._spare_seconds:
+            # They would expire before they are renewed: whoever comes next takes them.
+            log.warning("generations.taken_too_slowly", count=len(taken))
+            return 0, []
+        pairs = zip(taken, restored, strict=True)
+        return len(taken), [self._adopted(one, reply) for one, reply in pairs if reply is not None]
 
-    async def _restored(self, taken: Taken) -> Reply:
-        """The reply as it was told: from the log or, where that is not to be had, from what was saved of its text."""
+    def _adopted(self, taken: Taken, reply: Reply) -> Reply:
         generation = taken.turn.generation
-        held = await self._event_log.take_over(generation.id, generation.epoch)
+        log.warning("generation.taken_over", generation_id=generation.id, epoch=generation.epoch)
+        self._generations.adopt(taken, reply)
+        self._feed.release(generation.id)
+        return reply
+
+    async def _restored(self, taken: Taken) -> Reply | None:
+        """The reply as it was told: from the log or, where that is not to be had, from what was saved of its text.
+
+        None where another process has taken it over since.
+        """
+        generation = taken.turn.generation
+        try:
+            held = await self._event_log.take_over(
+                generation.id, generation.epoch, within_seconds=self._spare_seconds * _READING_SHARE
+            )
+        except LostError:
+            return None
         arrival = asyncio.get_running_loop().time() - taken.age_seconds
         reply = Reply(taken.turn, self._event_log, arrival=arrival)
         reply.response_ids.update(taken.response_ids)
         if held is not None and held.events:
             told = held.events[:-1] if held.has_ended else held.events
             reply.restore(told, position=held.position, is_logged=not held.has_ended)
-        elif taken.turn.reply.text:
-            reply.restore(plain_events(taken.turn), position="", is_logged=False)
+        elif held is None or _has_told(taken):
+            reply.knows_told = False
+            if taken.turn.reply.text:
+                reply.restore(plain_events(taken.turn), position="", is_logged=False)
         return reply
 
 
-def _sign(reply: Reply) -> Sign:
-    return Sign(reply.turn.generation.epoch, reply.unsaved_text(), reply.unsaved_response_ids(), reply.memory_ids)
+def _has_told(taken: Taken) -> bool:
+    """Whether its row knows of something that was told, though the log is empty: Redis was away."""
+    # The next attempt begins with the items of the one before.
+    has_called = taken.items_response_id is not None and taken.turn.generation.attempt == 1
+    return has_called or bool(taken.turn.reply.text or taken.response_ids)

@@ -10,6 +10,7 @@ from services.chat.generation.turns import Turns, TurnStores
 from services.chat.generation.writing import Writing
 from services.chat.generation_store import GenerationStore
 from services.chat.lease_store import LeaseStore
+from services.chat.log.entries import OUTLIVES_SECONDS
 from services.chat.log.event_feed import POLL_SECONDS, EventFeed
 from services.chat.log.event_log import EventLog, LogLimits
 from services.chat.log.tape import Readers
@@ -19,8 +20,6 @@ from services.runtime.database import Database
 from services.runtime.duties import beside, repeat
 from services.runtime.redis import open_redis
 
-# The log of a generation that nobody ends outlives its deadline by this.
-_LOG_SECONDS = 600.0
 _POOL_SECONDS = 1.0
 
 
@@ -41,7 +40,7 @@ async def open_generations(  # noqa: PLR0913 - parts of its own
     store: GenerationStore,
     writing: Writing,
     *,
-    make_turn_store: Callable[[Leases], TurnStore],
+    make_turn_store: Callable[[Leases, EventLog], TurnStore],
 ) -> GenerationParts:
     """Generations on their database and Redis, with their leases kept and those of others followed, until `parts` closes."""
     url = settings.redis_url.get_secret_value()
@@ -77,7 +76,7 @@ async def open_generations(  # noqa: PLR0913 - parts of its own
     await parts.enter_async_context(beside(log.write(), feed.listen(), poll))
     await parts.enter_async_context(leases.kept())
     readers = Readers(heartbeat_seconds=settings.heartbeat_seconds, stall_seconds=settings.reader_stall_seconds)
-    stores = TurnStores(make_turn_store(leases), store, lease_store)
+    stores = TurnStores(make_turn_store(leases, log), store, lease_store)
     turns = Turns(stores, generations, readers, feed, log, rescue=leases.rescue)
     return GenerationParts(generations, turns, feed, log)
 
@@ -94,5 +93,5 @@ def _log_limits(settings: ChatSettings) -> LogLimits:
     return LogLimits(
         timeout_seconds=settings.redis_timeout_seconds,
         retry_seconds=settings.redis_retry_seconds,
-        running_seconds=settings.generation_deadline_seconds + _LOG_SECONDS,
+        running_seconds=settings.generation_deadline_seconds + OUTLIVES_SECONDS,
     )

@@ -188,7 +188,7 @@ class Answer:
     async def is_over(self, *, after: int) -> bool:
         """Whether there is no event after a sequence, and there will be none."""
         tape = await self._turns.tape(self.turn)
-        return tape.has_ended and after >= tape.told
+        return tape.has_ended and after >= tape.told and not tape.owes_end(after)
 
     async def ended(self) -> tuple[Turn, Ending]:
         """The turn and how it ended. A caller that stops waiting changes nothing.

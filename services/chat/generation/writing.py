@@ -58,8 +58,9 @@ class Writing:
         except SealError:
             log.warning("generation.options_not_opened", generation_id=generation.id)
             return None
-        if not reply.line.logged and (reply.has_output or taken.items_response_id or taken.response_ids):
-            # The log is gone, and with it what readers have heard: other events must not follow under the same sequences.
+        if not reply.knows_told or reply.last_sequence > reply.line.logged:
+            # The log is gone, and with it what readers have heard, or it says that the reply has ended: other events must
+            # not follow under the same sequences.
             return None
         # Without a position a reply of which nobody heard anything begins anew, and in the background a round behind its
         # tools: in the foreground nobody knows what was told of that.

@@ -1,6 +1,7 @@
 """The form of the log in Redis: keys, entries, and the scripts that write and fence it.
 
-An entry is a batch of serialized events under the id `<epoch>-<sequence of its last event>`. Owns no connection.
+An entry is a batch of serialized events under the id `<epoch>-<sequence of its last event>`. The first, `<epoch>-0`, has
+none: it opens the log, so that one of which nothing was told is not taken for one that is gone. Owns no connection.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ from services.chat.log.tape import Tape
 KEY: Final = "parley:chat:log:1:"
 CHANNEL: Final = "parley:chat:events:1:"
 CONTROL: Final = "parley:chat:control:1"
+# The log of a generation that nobody ends outlives its deadline by this.
+OUTLIVES_SECONDS: Final = 600
 
 # For each key: epoch, first and last sequence, expiry in ms, whether to look first, position, whether it is the end, events.
 # Answers the last sequence that the log holds; -1 when a later epoch writes it.
@@ -39,7 +42,7 @@ for i, key in ipairs(KEYS) do
     end
     if held_epoch > epoch then
       answers[i] = -1
-    elseif held + 1 == first and last >= first then
+    elseif held + 1 == first and (last >= first or not latest[1]) then
       added = add(true)
       answers[i] = held
     else
@@ -51,11 +54,13 @@ for i, key in ipairs(KEYS) do
     local ms = tonumber(ARGV[a + 4])
     if ms > 0 then redis.call('PEXPIRE', key, ms) end
     if ms < 0 then redis.call('DEL', key) end
-    redis.call('PUBLISH', '"""
+    if ARGV[a + 8] ~= '' then
+      redis.call('PUBLISH', '"""
     + CHANNEL
     + """' .. string.sub(key, """
     + str(len(KEY) + 1)
     + """), ARGV[a + 1] .. ' ' .. ARGV[a + 2] .. ' ' .. ARGV[a + 7] .. '\\n' .. ARGV[a + 8])
+    end
   end
 end
 return answers
@@ -160,5 +165,6 @@ def logged(entries: Sequence[tuple[bytes, Sequence[bytes]]]) -> Logged:
         del events[first - 1 :]
         events += unpacked(fields[b"e"])
         position = fields[b"p"].decode() or position
-        has_ended = fields[b"x"] == b"1"
+        # A take-over's entry says nothing of an end before it.
+        has_ended = fields[b"x"] == b"1" or (has_ended and not fields[b"e"])
     return Logged(events, position, has_ended)

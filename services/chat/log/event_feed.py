@@ -13,7 +13,7 @@ import structlog
 from redis.asyncio import Redis
 
 from parley.type.v1 import error_reason_pb2 as reasons
-from services.chat.events import deleted_event, end_of, saved_events
+from services.chat.events import deleted_event, saved_events
 from services.chat.generation_store import GenerationStore
 from services.chat.lease_store import LeaseStore
 from services.chat.log.entries import CHANNEL, CONTROL, KEY, logged, unpacked
@@ -48,7 +48,11 @@ class Mirror:
     def hear(self, events: list[bytes], *, first: int, is_end: bool) -> None:
         """Tells what is new of these events; the first must not lie beyond a hole."""
         tape = self.tape
-        tape.events += events[len(tape.events) + 1 - first :]
+        new = events[len(tape.events) + 1 - first :]
+        if is_end and not new:
+            # It was closed without its log: more was told of it than whoever closed it knew.
+            new = events[-1:]
+        tape.events += new
         if len(tape.events) > tape.told:
             tape.tell(len(tape.events))
         if is_end:
@@ -232,12 +236,9 @@ class EventFeed:
         if mirror.tape.has_ended:
             return
         if found is None:
-            rest = [deleted_event(told + 1)]
+            mirror.hear([deleted_event(told + 1)], first=told + 1, is_end=True)
         else:
-            turn, saved = found
-            # One that was closed without its log may have told more than was saved.
-            rest = saved_events(turn, saved)[told:] or [end_of(turn, told + 1, turn.generation.failure)]
-        mirror.hear(rest, first=told + 1, is_end=True)
+            mirror.hear(saved_events(*found), first=1, is_end=True)
 
 
 def _flat(fields: dict[bytes, bytes]) -> list[bytes]:

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.chat.log.entries import CONTROL, FENCE, KEY, WRITE, Logged, LogLine, logged, packed
+from services.chat.log.tape import Tape
 from services.runtime.breaker import Breaker
 from services.runtime.duties import go_on
 from services.runtime.redis_scripts import Scripts
@@ -31,6 +32,7 @@ _ENDED_SECONDS: Final = 60
 _READ_SECONDS: Final = 2.0
 _HELD_SECONDS: Final = 0.1
 _LOST: Final = -1
+_FIRST_EPOCH: Final = 1
 # What a line's expiry says where it is not a time: leave it, delete the log.
 _KEEP: Final = 0
 _DELETE: Final = -1
@@ -80,6 +82,13 @@ class EventLog:
             line.is_queued = True
             self._queue.append(line)
             self._wake()
+
+    def open(self, generation_id: str) -> None:
+        """Has the log of a generation opened that is about to begin: the sign, for a take-over, that nothing was told yet.
+
+        Returns at once; while Redis is away nothing comes of it.
+        """
+        self.queue(LogLine(generation_id, _FIRST_EPOCH, Tape()))
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -155,7 +164,8 @@ class EventLog:
                 self._queue.appendleft(line)
 
     async def _log(self, lines: Sequence[LogLine]) -> None:
-        lines = [line for line in lines if line.tape.events]
+        # Not those that were told while Redis was away and given up since.
+        lines = [line for line in lines if line.tape.events or not line.tape.told]
         ends = [len(line.tape.events) for line in lines]
         arguments: list[Any] = []
         for line, end in zip(lines, ends, strict=True):
@@ -209,6 +219,8 @@ class EventLog:
 
     def _tell_unlogged(self, lines: Sequence[LogLine]) -> None:
         for line in lines:
+            if not line.tape.events:
+                continue
             line.is_unsure = True
             if not line.is_last:
                 self._behind[line] = None
@@ -233,13 +245,15 @@ class EventLog:
             await asyncio.sleep(0.01)
         return True
 
-    async def take_over(self, generation_id: str, epoch: int) -> Logged | None:
-        """Shuts out every earlier epoch and returns what was logged; None when Redis is away or has no log of it.
+    async def take_over(self, generation_id: str, epoch: int, *, within_seconds: float) -> Logged | None:
+        """Shuts out every earlier epoch and returns what was logged, which may be nothing yet.
 
-        Raises LostError when a later epoch writes it.
+        None when Redis is away or has no log of it. Raises LostError when a later epoch writes it.
         """
+        # A call is given up after twice its time.
+        timeout_seconds = min(_READ_SECONDS, within_seconds / 2)
         try:
-            entries = await self._scripts.call(FENCE, [KEY + generation_id], [epoch], _READ_SECONDS)
+            entries = await self._scripts.call(FENCE, [KEY + generation_id], [epoch], timeout_seconds)
         except FAILURES as error:
             log.warning("event_log.not_read", generation_id=generation_id, error=type(error).__name__)
             return None

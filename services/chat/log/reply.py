@@ -60,6 +60,7 @@ class Reply:
         self.is_finishing = False
         self.is_cancelled = False
         self.is_resumed = False
+        self.knows_told = True
         self._loop = asyncio.get_running_loop()
         self._arrival = arrival
         self._first_text_time: float | None = None
@@ -263,7 +264,10 @@ class Reply:
                 self._parts.add(events.code_of(value), at=self.length)
 
     def close(self, usage: Usage | None) -> Told:
-        """What there is to save: with the usage event, which is told only once all is saved. Nothing is written after it."""
+        """What there is to save: with the usage event, which is told only once all is saved. Nothing is written after it.
+
+        Where it is not known what was told (`knows_told`), the terminal event has a number behind whatever that was.
+        """
         self.is_finishing = True
         lengths, others = list(self._lengths), list(self._others)
         if not lengths:
@@ -272,7 +276,8 @@ class Reply:
         if usage is not None:
             others.append(events.usage_event(len(lengths) + 1, usage))
             lengths.append(0)
-        return Told(self._parts.all(length=self.length), self._parts.citations, lengths, others, len(lengths) + 1)
+        last_sequence = len(lengths) + 1 if self.knows_told else events.MOST_SEQUENCE
+        return Told(self._parts.all(length=self.length), self._parts.citations, lengths, others, last_sequence)
 
     def end(self, ending: Ending, told: Told) -> None:
         """Tells what is left and the terminal event. Called once, with what `close` returned, after that was saved."""

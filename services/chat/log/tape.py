@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final
 
 from parley.type.v1 import error_reason_pb2 as reasons
-from services.chat.events import HEARTBEAT
+from services.chat.events import HEARTBEAT, MOST_SEQUENCE, is_last_of_unknown
 from services.runtime.calls import current_cutter
 from services.runtime.errors import ResourceExhausted, ServiceError
 
@@ -58,6 +58,15 @@ class Tape:
         """The rest is told elsewhere."""
         self.has_moved = True
         self._wake_all()
+
+    def owes_end(self, cursor: int) -> bool:
+        """Whether who comes with this cursor is to be told the terminal event, though there are no more events than that.
+
+        So it is where nobody knows how much was told. The number of that event says who has it.
+        """
+        if not self.has_ended or not self.told <= cursor < MOST_SEQUENCE:
+            return False
+        return bool(self.events) and is_last_of_unknown(self.events[-1])
 
     def release(self) -> None:
         """Gives the events up; readers that are behind are refused when they come for the next."""
@@ -139,7 +148,7 @@ class Readers:
         self._add(reader)
         try:
             while True:
-                tape = await find()
+                tape, first = await find(), reader.cursor
                 tape.readers.add(reader)
                 try:
                     while True:
@@ -147,6 +156,8 @@ class Readers:
                             reader.cursor += 1
                             yield tape.events[reader.cursor - 1]
                         if tape.has_ended and reader.cursor >= tape.told:
+                            if tape.owes_end(first):
+                                yield tape.events[-1]
                             return
                         if tape.refusal is not None:
                             raise tape.refusal(reader.cursor)

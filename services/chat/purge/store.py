@@ -12,11 +12,11 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.chat.conversation.store import LOG_KEPT_SECONDS
+from services.chat.conversation.store import with_logs
 from services.chat.generation_store import FORGET_RESPONSES, defer_forgetting
 from services.chat.log.entries import KEY
-from services.chat.schema import conversations, generations
-from services.runtime.database import Database, interval
+from services.chat.schema import conversations
+from services.runtime.database import Database
 from services.runtime.jobs import Jobs
 from services.runtime.purging import hold_keys
 
@@ -60,7 +60,7 @@ class PurgeStore:
             await connection.execute(_DROP_JOBS, {"user_id": user_id, "conversation_ids": ids, "kept": FORGET_RESPONSES})
             if not ids:
                 return Batch(0, ())
-            found = (await connection.execute(_with_logs(ids))).all()
+            found = (await connection.execute(with_logs(ids, user_id=user_id))).all()
             await hold_keys(connection, user_id, [KEY + row.id for row in found])
             running = [row for row in found if row.status == "running"]
             if kept := [response_id for row in running for response_id in row.provider_response_ids]:
@@ -82,14 +82,6 @@ class PurgeStore:
         """Whether something is still owed: what the provider keeps, or what is being done right now."""
         async with self._database.service_transaction() as connection:
             return bool((await connection.execute(_HAS_JOBS, {"user_id": user_id})).scalar_one())
-
-
-def _with_logs(conversation_ids: Sequence[str]) -> sa.Select[tuple[str, str, Sequence[str]]]:
-    """The generations whose log may still be there: of others it has expired, and what the provider kept is forgotten."""
-    lately = generations.c.end_time > sa.func.now() - interval(LOG_KEPT_SECONDS)
-    return sa.select(generations.c.id, generations.c.status, generations.c.provider_response_ids).where(
-        generations.c.conversation_id.in_(conversation_ids), (generations.c.status == "running") | lately
-    )
 
 
 async def _locked(connection: AsyncConnection, user_id: str) -> Sequence[str]:

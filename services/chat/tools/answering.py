@@ -205,7 +205,15 @@ class Answering:
         work.items += end.items
         added = work.items[work.stored_items :]
         await self._store.start_calls(
-            generation, RoundOver(work.stored_items, added, end.response_id, usage=work.usage, calls=begun)
+            generation,
+            RoundOver(
+                work.stored_items,
+                added,
+                end.response_id,
+                usage=work.usage,
+                calls=begun,
+                kept_response_ids=work.reply.response_ids,
+            ),
         )
         work.stored_items = len(work.items)
         work.items += await self._running.run(work.reply, work.tools, calls[:room])

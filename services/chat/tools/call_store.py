@@ -7,7 +7,7 @@ is one transaction, and can be repeated; `held_call` and `inherit_rounds` are pa
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -53,7 +53,7 @@ class Progress:
 class RoundOver:
     """A round that is over: what it adds to the items, of which so many are stored, and the calls that it asks for by key.
 
-    `usage` is what all rounds cost so far.
+    `usage` is what all rounds cost so far; `kept_response_ids` are all responses so far that the provider keeps.
     """
 
     stored_items: int
@@ -61,6 +61,7 @@ class RoundOver:
     response_id: str
     usage: Usage | None
     calls: Sequence[ToolCall]
+    kept_response_ids: Collection[str] = ()
 
 
 class ToolCallStore:
@@ -95,6 +96,8 @@ class ToolCallStore:
     async def _append(self, connection: AsyncConnection, generation: Generation, round_over: RoundOver) -> None:
         """The update is the fence, too."""
         column = generations.c
+        # Here, and not only with the next renewal: the next round's response is all that the log names from now on.
+        kept = {"provider_response_ids": list(round_over.kept_response_ids)} if round_over.kept_response_ids else {}
         added = sa.cast(sa.bindparam("added", _storable(round_over.items), sa.Text), pg.JSONB)
         items = column["items"]  # `.items` is a method of the collection
         is_new = sa.func.jsonb_array_length(items) == round_over.stored_items
@@ -105,6 +108,7 @@ class ToolCallStore:
                 items=sa.case((is_new, items.op("||")(added)), else_=items),
                 items_response_id=round_over.response_id,
                 items_usage=None if round_over.usage is None else asdict(round_over.usage),
+                **kept,
             )
             .returning(column.id)
         )

@@ -457,7 +457,9 @@ class CompletionEvent(_message.Message):
     CODE_INTERPRETER_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """Number of the event within its generation: 1, 2, 3 … without holes. 0 on a heartbeat. The `id` of the SSE frame."""
+    """Number of the event within its generation: 1, 2, 3 … without holes (SubscribeGeneration names the one exception). 0 on a
+    heartbeat. The `id` of the SSE frame.
+    """
     @_builtins.property
     def started(self) -> Global___Started:
         """The turn was stored and the reply begins."""

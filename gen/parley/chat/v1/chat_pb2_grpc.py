@@ -141,6 +141,9 @@ class ChatServiceServicer:
         there is nothing: the stream ends at once without an event, over REST with status 204, so that a browser's EventSource
         stops asking.
 
+        Where a reply was closed after its process and its log were lost, nobody knows how many events were told. Its terminal
+        event has the sequence 2147483647, and whoever does not have that one is told it.
+
         Reasons: GENERATION_NOT_FOUND, READER_TOO_SLOW, SERVICE_STOPPING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -54,6 +54,9 @@ class ChatServiceStub:
     there is nothing: the stream ends at once without an event, over REST with status 204, so that a browser's EventSource
     stops asking.
 
+    Where a reply was closed after its process and its log were lost, nobody knows how many events were told. Its terminal
+    event has the sequence 2147483647, and whoever does not have that one is told it.
+
     Reasons: GENERATION_NOT_FOUND, READER_TOO_SLOW, SERVICE_STOPPING.
     """
     GetGeneration: _aio.UnaryUnaryMultiCallable[_chat_pb2.GetGenerationRequest, _chat_pb2.Generation]
@@ -152,6 +155,9 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         once. Each event is the same as in the stream that began the turn, with the same sequence. After the terminal event
         there is nothing: the stream ends at once without an event, over REST with status 204, so that a browser's EventSource
         stops asking.
+
+        Where a reply was closed after its process and its log were lost, nobody knows how many events were told. Its terminal
+        event has the sequence 2147483647, and whoever does not have that one is told it.
 
         Reasons: GENERATION_NOT_FOUND, READER_TOO_SLOW, SERVICE_STOPPING.
         """
