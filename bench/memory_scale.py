@@ -323,7 +323,7 @@ async def _measure(
         searched = open_database(database.url, pool_size=4)
         parts.push_async_callback(searched.close)
         store = RecallStore(searched)
-        recall = Recall(store, embedder, RecallLimits(100, Weights(1, 1, 0.5, 0.5, 0.3, 0.5, 20)))
+        recall = Recall(store, embedder, RecallLimits(100, Weights(1, 1, 0.5, 0.5, 0.3, 0.5, 20), at_once=4))
         await _report_rows(database, corpus)
         await _measure_searches(options, corpus, recall, embedder, database_pid)
         await _measure_exactness(options, corpus, store, database)
