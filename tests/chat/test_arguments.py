@@ -51,12 +51,12 @@ def read(schema: dict[str, Any], arguments: dict[str, Any]) -> Any:
 )
 def test_a_strangers_schema_costs_bounded_time_and_memory(schema: dict[str, Any], value: Any) -> None:
     written, text = harmless_parameters({"properties": {"a": schema}}), orjson.dumps({"a": value}).decode()
-    begin = time.perf_counter()
+    begin = time.thread_time()
     try:
         assert read_arguments(text, written) == {"a": value}
     except ToolError as error:
         assert "Wrong arguments" in str(error)  # noqa: PT017 - either will do, soon
-    assert time.perf_counter() - begin < 0.5
+    assert time.thread_time() - begin < 2
 
 
 def test_errors_that_quote_a_large_instance_are_few() -> None:
