@@ -1,8 +1,11 @@
 """Chat on real parts: migrated Postgres, the simulator on a socket, auth's and memory's stand-ins on gRPC servers."""
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -122,3 +125,27 @@ async def chat(start_chat: Start) -> AsyncIterator[ChatProcess]:
 @pytest.fixture
 def user(chat: ChatProcess) -> User:
     return chat.user()
+
+
+@pytest.fixture
+async def mute_redis() -> AsyncIterator[str]:
+    """A Redis that takes every connection and answers nothing."""
+    answering = set[asyncio.Task[Any]]()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task: asyncio.Task[Any] | None = asyncio.current_task()
+        assert task is not None
+        answering.add(task)
+        task.add_done_callback(answering.discard)
+        with contextlib.suppress(OSError):
+            await reader.read()
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    server.close()
+    if answering:
+        # What is left open when the loop ends would be told of in some other test.
+        await asyncio.wait(answering, timeout=5)

@@ -56,7 +56,7 @@ def test_a_strangers_schema_costs_bounded_time_and_memory(schema: dict[str, Any]
         assert read_arguments(text, written) == {"a": value}
     except ToolError as error:
         assert "Wrong arguments" in str(error)  # noqa: PT017 - either will do, soon
-    assert time.thread_time() - begin < 2
+    assert time.thread_time() - begin < 0.5
 
 
 def test_errors_that_quote_a_large_instance_are_few() -> None:

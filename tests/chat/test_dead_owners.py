@@ -203,29 +203,6 @@ async def test_a_deletion_leaves_nothing_of_a_reply_that_is_being_written(
         await simulator.control.release()
 
 
-@pytest.fixture
-async def mute_redis() -> AsyncIterator[str]:
-    """A Redis that takes every connection and answers nothing."""
-    answering = set[asyncio.Task[Any]]()
-
-    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task: asyncio.Task[Any] | None = asyncio.current_task()
-        assert task is not None
-        answering.add(task)
-        task.add_done_callback(answering.discard)
-        with contextlib.suppress(OSError):
-            await reader.read()
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-
-    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
-    yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
-    server.close()
-    if answering:
-        await asyncio.wait(answering, timeout=5)
-
-
 async def test_many_are_taken_over_once_while_redis_hangs(
     start_chat: Start, database: ServiceDatabase, mute_redis: str
 ) -> None:

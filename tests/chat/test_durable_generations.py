@@ -1,8 +1,7 @@
 """Generations that are followed, left, cut, cancelled and found again: here or from elsewhere, live and after the end."""
 
 import asyncio
-import contextlib
-from typing import Any, cast
+from typing import Any
 
 import grpc
 import pytest
@@ -245,26 +244,8 @@ async def test_a_reader_who_leaves_costs_nothing_and_comes_back(start_chat: Star
         assert await followed(user.at(there), generation_id, after=1) == events[1:]
 
 
-async def test_a_process_that_still_connects_to_redis_can_be_stopped(start_chat: Start) -> None:
-    answering = set[asyncio.Task[None]]()
-
-    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = cast("asyncio.Task[None]", asyncio.current_task())
-        answering.add(task)
-        task.add_done_callback(answering.discard)
-        with contextlib.suppress(OSError):
-            await reader.read()
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-
-    mute = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
-    port = mute.sockets[0].getsockname()[1]
+async def test_a_process_that_still_connects_to_redis_can_be_stopped(start_chat: Start, mute_redis: str) -> None:
     for seconds in (0.0, 0.02, 0.05, 0.15):
         async with asyncio.timeout(10):
-            async with start_chat(redis_url=f"redis://127.0.0.1:{port}/0", redis_timeout_seconds=5):
+            async with start_chat(redis_url=mute_redis, redis_timeout_seconds=5):
                 await asyncio.sleep(seconds)
-    mute.close()
-    # What is left open when the loop ends would be told of in some other test.
-    if answering:
-        await asyncio.wait(answering, timeout=5)

@@ -82,7 +82,7 @@ def test_circles_and_doublings_end(definitions: dict[str, Any]) -> None:
         assert read_arguments('{"x": 1}', harmless_parameters(schema)) == {"x": 1}
     except ParametersError as error:
         assert "parts" in str(error)  # noqa: PT017 - either will do, at once
-    assert time.thread_time() - begin < 2
+    assert time.thread_time() - begin < 1
 
 
 LARGE = {
@@ -101,7 +101,7 @@ def test_what_is_referred_to_often_costs_what_it_costs_once(large: dict[str, Any
     schema = {"properties": {f"p{index}": {"$ref": "#/$defs/a"} for index in range(480)}, "$defs": {"a": large}}
     begin = time.thread_time()
     _written_or_refused(schema)
-    assert time.thread_time() - begin < 2
+    assert time.thread_time() - begin < 0.5
     tracemalloc.start()
     try:
         _written_or_refused(schema)
