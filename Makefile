@@ -21,7 +21,7 @@ run: .venv/run ## Bring up the whole suite on this machine: the edge on http://1
 	@exec $(BIN)/python -m suite
 
 test: .venv/dev ## Run every test on real Postgres, Redis and Envoy
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) $(ARGS)
 
 fuzz: .venv/dev ## Generated requests against the OpenAPI document: make fuzz CASES=2000
 	PARLEY_TEST_REQUESTS=$(CASES) $(BIN)/pytest tests/access/test_document.py -s

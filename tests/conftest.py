@@ -13,6 +13,9 @@ from suite.databases import ServiceDatabase, prepare_database
 from suite.postgres import EmbeddedPostgres
 from suite.redis import RedisServer, running_redis
 from tests.issuer import Issuer
+from tests.units import pytest_collection_modifyitems, pytest_xdist_make_scheduler
+
+__all__ = ["pytest_collection_modifyitems", "pytest_xdist_make_scheduler"]
 
 # The tests need speed from Postgres, not durability: what is lost at a power cut is a test run.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
@@ -79,18 +82,6 @@ async def sms_database(make_database: Callable[[str], Awaitable[ServiceDatabase]
 def issuer() -> Issuer:
     """Signs tokens as auth would; servers under test trust it through `issuer.verifier(audience)`."""
     return Issuer()
-
-
-# Their tests share one edge, or one suite, which takes some seconds to start.
-ONE_SUITE = ("access", "e2e", "gateway")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share costly parts stay in one process: those of a file, or of a folder of ONE_SUITE."""
-    for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(folder if folder in ONE_SUITE else f"{folder}/{item.path.stem}"))
 
 
 async def truncate(database: ServiceDatabase) -> None:

@@ -91,7 +91,8 @@ class Loading:
             "id": one.id, "user_id": self._user_id, "title": one.title, "is_titled_by_user": bool(one.title),
             "kind": one.kind, "create_time": one.create_time, "update_time": one.update_time,
         }  # fmt: skip
-        adding = insert(conversations).values(values).on_conflict_do_nothing(index_elements=["id"])
+        # Of any index: two imports of the same conversation would end in a deadlock over the one that is not named.
+        adding = insert(conversations).values(values).on_conflict_do_nothing()
         return (await self._connection.execute(adding.returning(conversations.c.id))).scalar_one_or_none() is not None
 
     async def finish(self, *, remember_in_seconds: float | None) -> None:

@@ -27,6 +27,9 @@ log = structlog.get_logger(__name__)
 Id = str | int
 Handler = Callable[..., Awaitable[None]]
 _LONGEST_DELAY_SECONDS = 300.0
+# New jobs are notified. Found by looking are those whose delay is over, and those of which word came while a worker looked,
+# which it forgets.
+_LOOK_SECONDS = 1.0
 # Beyond what jobs under way are given.
 _END_SECONDS = 2.0
 # One statement, so that two processes that sweep at once cannot put back a job that already runs again.
@@ -156,8 +159,7 @@ class Jobs:
             # Also those that were given up.
             "delete_jobs": DeleteJobCondition.ALWAYS,
             "shutdown_graceful_timeout": stop_seconds,
-            # New jobs are notified; those whose delay is over are found by looking.
-            "fetch_job_polling_interval": min(5.0, self._stalled_seconds / 3),
+            "fetch_job_polling_interval": _LOOK_SECONDS,
             "update_heartbeat_interval": self._stalled_seconds / 3,
             "stalled_worker_timeout": self._stalled_seconds,
         }

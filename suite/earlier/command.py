@@ -11,6 +11,7 @@ from typing import IO
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import orjson
+from sqlalchemy.exc import DBAPIError
 
 from services.auth.importing import AccountImport
 from services.auth.passwords import HashCost, Passwords
@@ -52,7 +53,8 @@ async def import_system(arguments: Sequence[str]) -> int:
     except sqlite3.Error as error:
         raise SuiteError(f"cannot read {wanted.file}: {error}", exit_code=2) from error
     except DATABASE_FAILURES as error:
-        raise SuiteError(f"the database does not answer ({type(error).__name__}): run the same again, it goes on") from error
+        cause = type(error.orig if isinstance(error, DBAPIError) else error).__name__
+        raise SuiteError(f"the database does not answer ({cause}): run the same again, it goes on") from error
     finally:
         source.close()
     _print_outcome(report, is_rehearsal=wanted.dry_run)

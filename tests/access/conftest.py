@@ -30,7 +30,7 @@ LONG_LIVED = {"ACCESS_TOKEN_LIFETIME_SECONDS": "3500", "SIGNING_KEY_PUBLISH_AHEA
 SHORT_SECONDS = 10
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def world() -> AsyncIterator[World]:
     async with running_world() as made:
         made.bad = await _bad_identities(made)

@@ -26,7 +26,7 @@ SOON = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def suite() -> AsyncIterator[Suite]:
     with tempfile.TemporaryDirectory(prefix="parley-e2e-", ignore_cleanup_errors=True) as folder:
         started = await Suite.start(
@@ -36,7 +36,7 @@ async def suite() -> AsyncIterator[Suite]:
         assert await started.stop() == 0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def remembering() -> AsyncIterator[Suite]:
     with tempfile.TemporaryDirectory(prefix="parley-e2e-", ignore_cleanup_errors=True) as folder:
         started = await Suite.start(environment(Path(folder), **SOON))

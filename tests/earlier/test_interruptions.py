@@ -1,6 +1,7 @@
 """An import that is killed is run again: everything once, nothing by halves, in little memory."""
 
 import asyncio
+import contextlib
 import signal
 from pathlib import Path
 
@@ -80,10 +81,11 @@ async def test_a_conversation_of_any_length_takes_little_memory(
     greatest = 0
     seen = psutil.Process(process.pid)
     waiting = asyncio.create_task(process.communicate())
-    while not waiting.done():
-        if process.returncode is None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while not waiting.done():
             greatest = max(greatest, seen.memory_info().rss)
-        await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)
+    await waiting
     assert process.returncode == 0, (await waiting)[1]
     assert await count(chat_database, "select message_count from conversations") == 3_000
-    assert greatest < 250_000_000, f"{greatest:,}"
+    assert 20_000_000 < greatest < 250_000_000, f"{greatest:,}"

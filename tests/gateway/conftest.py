@@ -14,19 +14,19 @@ USER_ID = "01990000-0000-7000-8000-000000000001"
 ORIGIN = "https://app.example.com"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_script() -> Script:
     return Script()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def services(shared_script: Script, issuer: Issuer) -> AsyncIterator[dict[str, Service]]:
     shared_script.answers("GetJwks", key_set(issuer.key, issuer.key_id))
     async with running_services(shared_script) as services:
         yield services
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def edge(services: dict[str, Service], issuer: Issuer) -> AsyncIterator[Edge]:
     endpoints = endpoints_of(services)
     async with running_edge(endpoints, cors_allowed_origins=(ORIGIN,), jwks_refresh_seconds=1) as edge:

@@ -111,7 +111,7 @@ async def test_a_text_that_failed_is_answered_before_the_next_one_of_the_person(
     start_sms: Start, people: PeopleStandIn, chat: ChatStandIn, twilio: TwilioStandIn
 ) -> None:
     """Once the next one has begun a turn, chat does not try the failed one again."""
-    async with start_sms(reply_within_seconds=10) as sms:
+    async with start_sms(reply_within_seconds=30) as sms:
         people.add(ANA)
         people.add(BEN)
         chat.error = Unavailable("Not now.", reasons.ERROR_REASON_MODEL_UNAVAILABLE)
