@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from suite.errors import SuiteError
 from suite.reach import reached
 from suite.settings import read_environment
+from suite.variables import passed_on
 
 USAGE = """usage: parley COMMAND …
 
@@ -22,7 +23,6 @@ USAGE = """usage: parley COMMAND …
 
 `parley COMMAND --help` says more. Settings are those of `make run`: see .env.example."""
 _FIRST_ADMIN = "services.auth.first_admin"
-_ADMIN_PASSWORD = "PARLEY_ADMIN_PASSWORD"  # noqa: S105 - the name of it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _create_admin(arguments: Sequence[str]) -> int:
-    """Auth's own program, in its own loop, with its database's URL where it looks for it."""
+    """Auth's own program, in its own loop, with auth's settings and its database's URL where it looks for them."""
     try:
         program = importlib.import_module(_FIRST_ADMIN)
     except ModuleNotFoundError as error:
@@ -59,10 +59,9 @@ async def _create_admin(arguments: Sequence[str]) -> int:
         raise SuiteError("this release of auth cannot create administrators: install one that can") from None
     if {"-h", "--help"} & set(arguments):
         return int(program.main(arguments))
-    # That program's own, and no setting of the suite.
-    environment = {name: value for name, value in read_environment().items() if name != _ADMIN_PASSWORD}
+    environment = read_environment()
     async with reached(environment, ["auth"]) as urls:
-        os.environ["DATABASE_URL"] = urls["auth"]
+        os.environ.update(passed_on("auth", environment), DATABASE_URL=urls["auth"])
         return int(await asyncio.to_thread(program.main, arguments))
 
 

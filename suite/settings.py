@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from suite.env_file import read_env_file
 from suite.errors import SuiteError
 from suite.ports import PortClaim
-from suite.variables import KNOWN
+from suite.variables import KNOWN, OF_COMMANDS
 
 ENV_FILE = Path(".env")
 LOCAL = "127.0.0.1"
@@ -230,7 +230,7 @@ def _known() -> set[str]:
 def _unknown(environment: Mapping[str, str]) -> Iterator[str]:
     """PARLEY_* is ours alone, so a name that nobody knows is a slip of the finger."""
     for name in sorted(environment):
-        if name.startswith("PARLEY_") and name not in _known():
+        if name.startswith("PARLEY_") and name not in _known() | OF_COMMANDS:
             near = difflib.get_close_matches(name, _known(), n=1)
             yield f"{name}: no such setting{f', did you mean {near[0]}?' if near else '; see .env.example'}"
 

@@ -231,6 +231,9 @@ KNOWN: Mapping[str, frozenset[str]] = {
     "simulator": SIMULATOR,
 }
 
+# What a command beside the suite reads, which may stand in the environment of a suite too.
+OF_COMMANDS = frozenset({"PARLEY_ADMIN_PASSWORD"})
+
 # What the suite itself decides for a part, whatever the environment says.
 MANAGED = frozenset(
     {

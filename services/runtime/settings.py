@@ -53,8 +53,10 @@ class ServerSettings(TlsSettings):
     """Where Prometheus metrics are served, host:port."""
     database_url: PostgresUrl
     """The service's own database, as the plain role that row-level security confines."""
-    database_pool_size: int = Field(default=16, ge=1, le=200)
-    """Connections that a process keeps. Fixed: overflow connections cost Postgres more than a short wait costs a call."""
+    database_pool_size: int = Field(default=16, ge=4, le=200)
+    """Connections that a process keeps, some of them for its busiest paths alone. Fixed: overflow connections cost Postgres
+    more than a short wait costs a call.
+    """
     drain_wait_seconds: float = Field(default=0.5, ge=0, le=60)
     """After NOT_SERVING is told and before new calls are refused: time for load balancers to notice."""
     drain_seconds: float = Field(default=10, ge=0, le=600)

@@ -11,10 +11,12 @@ from typing import IO
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import orjson
+from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 
 from services.auth.importing import AccountImport
 from services.auth.passwords import HashCost, Passwords
+from services.auth.settings import HashSettings
 from services.chat.importing import ConversationImport
 from services.chat.tasks.importing import TaskImport
 from services.runtime.database import DATABASE_FAILURES, UnsafeRoleError, serving_database
@@ -26,11 +28,11 @@ from suite.earlier.report import Report
 from suite.earlier.source import Source
 from suite.errors import SuiteError
 from suite.reach import reached
-from suite.settings import read_environment
+from suite.settings import bad_settings, explain, read_environment
+from suite.variables import passed_on
 
 _NOT_WHOLE = 3
 _CONNECTIONS = 2
-_COST = HashCost(time_cost=3, memory_kib=65_536, parallelism=4)
 
 
 async def import_system(arguments: Sequence[str]) -> int:
@@ -42,12 +44,14 @@ async def import_system(arguments: Sequence[str]) -> int:
     try:
         found = find(mapping, source, without=wanted.without)
         _print_found(found, source)
-        rules = Rules(wanted.source or wanted.system, wanted.timezone, names, wanted.keep_admins, await _no_password())
+        environment = read_environment()
+        no_password = await _no_password(environment)
+        rules = Rules(wanted.source or wanted.system, wanted.timezone, names, wanted.keep_admins, no_password)
         pace = None if wanted.without_memory else wanted.memory_pace
         with _lines_of(wanted.report) as file:
             report = Report(file)
             options = Options(rules, wanted.dry_run, pace)
-            async with _services(read_environment()) as services:
+            async with _services(environment) as services:
                 one = Import(source, found, services, options, report)
                 await one.run()
     except sqlite3.Error as error:
@@ -101,9 +105,14 @@ def _pace(text: str) -> int:
     return pace
 
 
-async def _no_password() -> str:
+async def _no_password(environment: Mapping[str, str]) -> str:
     """As costly to check as anybody's: who has no password cannot be told from who has."""
-    passwords = Passwords(_COST, threads=1, most_waiting=1, wait_seconds=60)
+    try:
+        cost = HashSettings.model_validate({name.lower(): value for name, value in passed_on("auth", environment).items()})
+    except ValidationError as error:
+        raise SuiteError(bad_settings(explain(error)), exit_code=2) from error
+    hashing = HashCost(cost.argon2_time_cost, cost.argon2_memory_kib, cost.argon2_parallelism)
+    passwords = Passwords(hashing, threads=1, most_waiting=1, wait_seconds=60)
     try:
         return await passwords.hash(secrets.token_urlsafe(32))
     finally:

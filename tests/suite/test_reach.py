@@ -81,15 +81,26 @@ async def test_no_suite_is_said_to_be_none(folder: Path) -> None:
     assert not (folder / "nothing").exists()
 
 
+async def _password_hash(data: DataFolder) -> str:
+    environment = {"PARLEY_DATA": str(data.path)}
+    async with reached(environment, ["auth"]) as urls, await psycopg.AsyncConnection.connect(urls["auth"]) as connection:
+        await connection.execute("select set_config('parley.scope', 'service', true)")
+        row = await (await connection.execute("select password_hash from users")).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
 async def test_the_first_administrator_is_made_beside_a_suite_that_is_stopped(folder: Path) -> None:
     data = DataFolder(folder / "data")
     async with running(data):
         pass
     environment = {**suite_environment(data.path), "PARLEY_ADMIN_PASSWORD": "correct horse battery"}
+    (folder / ".env").write_text("ARGON2_TIME_COST=2\nARGON2_MEMORY_KIB=1024\n")
     arguments = ("-m", "suite.command", "admin", "create", "--username", "ana", "--email", "ana@example.com")
     code, output, errors = await outcome(await start_command(environment, folder, *arguments))
     assert (code, errors) == (0, "")
     assert output == "ana is an administrator now and can sign in.\n"
+    assert "m=1024,t=2," in await _password_hash(data)
     code, _, errors = await outcome(await start_command(environment, folder, *arguments))
     assert code == 1
     assert "administrator" in errors

@@ -61,6 +61,11 @@ def test_everything_wrong_is_named_at_once_without_its_value() -> None:
     assert "\n" not in line
 
 
+def test_what_a_command_reads_keeps_no_suite_from_starting(folder: Path) -> None:
+    of = plan({"PARLEY_ADMIN_PASSWORD": "hush"}, folder / "data")
+    assert "hush" not in repr([service_environment(of, service) for service in ("auth", "chat", "memory", "sms")])
+
+
 def test_the_host_is_an_address() -> None:
     assert read_settings({"PARLEY_HOST": "localhost"}).parley_host == "127.0.0.1"
     assert read_settings({"PARLEY_HOST": "[::1]"}).parley_host == "::1"
