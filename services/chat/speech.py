@@ -27,9 +27,10 @@ _FENCE: Final = re.compile(r"^ {0,3}(`{3,}|~{3,})")
 _DEFINITION: Final = re.compile(r"^ {0,3}\[[^\]\n]{1,200}\]:[ \t]*\S")
 _RULE: Final = re.compile(r"^ {0,3}(?:[-*_=][ \t]*){3,}$")
 _UNDERLINE: Final = re.compile(r"^ {0,3}(?:-+|=+)[ \t]*$")
-_TABLE_RULE: Final = re.compile(r"^[ \t]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-*:?[ \t]*)*$")
+# Nothing in it can be read in two ways: where a line fails at its end, every way would be tried.
+_TABLE_RULE: Final = re.compile(r"\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*(?:(?::-*:?|-+:?)[ \t]*)?)*")
 _QUOTE: Final = re.compile(r"^[ \t]*(?:>[ \t]?)+")
-_HEADING: Final = re.compile(r"^ {0,3}#{1,6}[ \t]+(.*?)[ \t]*#*$")
+_HEADING: Final = re.compile(r"^ {0,3}#{1,6}[ \t]+(.*)$")
 _ITEM: Final = re.compile(r"^[ \t]*(?:[-*+•]|(\d{1,9})[.)])[ \t]+(?:\[[ xX]\][ \t]+)?")
 
 # Where escaped characters wait, in a private plane, until the marks are gone.
@@ -100,11 +101,11 @@ def _line(line: str) -> str:
     bare = _QUOTE.sub("", line)
     if not bare.strip() or any(one.match(bare) for one in (_RULE, _UNDERLINE, _DEFINITION)):
         return ""
-    if "|" in bare and _TABLE_RULE.match(bare):
+    if "|" in bare and _TABLE_RULE.fullmatch(bare.strip(" \t")):
         return ""
     heading = _HEADING.match(bare)
     if heading is not None:
-        return _ended(_plain(heading[1]))
+        return _ended(_plain(_without_closing(heading[1])))
     item = _ITEM.match(bare)
     if item is not None:
         number = f"{item[1]}. " if item[1] else ""
@@ -114,6 +115,13 @@ def _line(line: str) -> str:
         cells = [_plain(cell) for cell in bare.strip().strip("|").split("|")]
         return _ended(", ".join(cell for cell in cells if cell))
     return _plain(bare)
+
+
+def _without_closing(heading: str) -> str:
+    """A heading without the marks that close it, which stand apart: those of `C#` do not."""
+    bare = heading.rstrip(" \t")
+    rest = bare.rstrip("#")
+    return bare if rest and rest[-1] not in " \t" else rest
 
 
 def _ended(text: str) -> str:

@@ -14,6 +14,7 @@ from services.chat.speech import spoken_seconds, spoken_text
         ("Plain words stay.", "Plain words stay."),
         ("# Today\n\nIt rains.", "Today.\nIt rains."),
         ("### Why? ###", "Why?"),
+        ("# Learn C#", "Learn C#."),
         ("Title\n=====\ntext", "Title\ntext"),
         ("one\n\n---\n\n* * *\n\ntwo", "one\ntwo"),
         ("It is **very** *nice*, __really__ _so_, ~~not~~.", "It is very nice, really so, not."),
@@ -104,6 +105,22 @@ def test_time_grows_with_the_length_and_not_faster(piece: str) -> None:
 
     short, long = seconds(10_000), seconds(40_000)
     assert long < max(12 * short, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("begin", "piece", "end"),
+    [
+        ("-", "| ", "|x"),
+        ("-", "|          ", "|x"),
+        ("# a", " ", "b"),
+        ("", " ", "x|"),
+        ("- ", ":-", "|x"),
+        ("# ", "#", " b"),
+    ],
+)
+def test_a_line_that_is_nothing_after_all_takes_no_longer(begin: str, piece: str, end: str) -> None:
+    """A table whose last cell is a word, a heading with blanks within: each way to read them was tried, in turn."""
+    assert _timed(f"{begin}{piece * 10_000}{end}") < 1
 
 
 def _timed(text: str) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from parley.memory.v1 import memory_pb2
 from services.memory.transfer.export_store import ExportLimits, ExportStore
@@ -341,3 +342,13 @@ async def test_ids_of_another_account_are_ones_own_here(memory: MemoryService, d
     await memory.stub.DeleteMemories(memory_pb2.DeleteMemoriesRequest(), metadata=memory.as_user(), timeout=20)
     assert await exported(other) == records
     assert await fetch(database, "select 1 from turns where user_id = %s", memory.user_id) == []
+
+
+async def test_a_fact_that_ends_does_not_begin_later(memory: MemoryService) -> None:
+    [june, july, august] = [Timestamp(seconds=1_780_272_000 + month * 2_678_400) for month in range(3)]
+    record = fact("rents a room in Porto", valid_to_time=july)
+    await imported(memory, [record])
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await memory.update_memory(record.fact.id, valid_from_time=august)
+    assert (refused.value.code(), fields_of(refused.value)) == (grpc.StatusCode.INVALID_ARGUMENT, {"valid_from_time"})
+    assert (await memory.update_memory(record.fact.id, valid_from_time=june)).valid_from_time == june

@@ -21,7 +21,7 @@ from services.memory.facts.changes import (
     Outcome,
     Replace,
 )
-from services.memory.facts.refusals import memory_exists, memory_not_found
+from services.memory.facts.refusals import begins_too_late, memory_exists, memory_not_found
 from services.memory.records import Fact, Origin, Source, Stamp, body_hash, least_trusted
 from services.runtime.ids import new_id
 
@@ -81,7 +81,7 @@ class Plan:
         return self._confirm(fact, change)
 
     def edit(self, fact_id: str, edit: FactEdit, *, stamped_by: Stamp) -> None:
-        """Changes what is different. Raises NotFound and AlreadyExists (MEMORY_EXISTS).
+        """Changes what is different. Raises NotFound, InvalidArgument and AlreadyExists (MEMORY_EXISTS).
 
         New words are those of who writes them; without new words a fact is trusted as before.
         """
@@ -90,6 +90,8 @@ class Plan:
             raise memory_not_found(fact_id)
         changed: dict[str, Any] = {name: value for name, value in edit.items() if value != getattr(fact, name)}
         new = replace(fact, **changed)
+        if new.valid_from and new.valid_to and new.valid_from > new.valid_to:
+            raise begins_too_late()
         if "text" in changed:
             other = self._current.get(body_hash(new.text), fact_id)
             if other != fact_id:

@@ -47,3 +47,9 @@ def source_gone() -> InvalidArgument:
     """What a fact answers whose message was deleted, or is another conversation's."""
     problem = "was deleted, or is of another conversation: nothing can be learned from it"
     return invalid_request([FieldViolation("source.message_id", problem)])
+
+
+def begins_too_late() -> InvalidArgument:
+    """What a fact answers that is to hold since a time when it no longer does."""
+    problem = "lies after valid_to_time, until when the fact holds: give an earlier time"
+    return invalid_request([FieldViolation("valid_from_time", problem)])
