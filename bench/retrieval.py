@@ -46,6 +46,7 @@ from parley.memory.v1 import memory_pb2, memory_pb2_grpc
 from services.memory.__main__ import open_memory
 from services.memory.settings import MemorySettings
 from services.runtime.duties import beside
+from services.runtime.log import configure
 from services.runtime.migrations import migrate
 from services.runtime.server import GrpcServer
 from simulator.embedders import Embedder, LocalEmbedder
@@ -91,6 +92,7 @@ class Dialogue:
 def main() -> int:
     """Make or read the corpus, record it, ask, print."""
     options = _options()
+    configure("bench", level="ERROR", log_format="text")
     dialogues = _read(options.corpus) if options.corpus else _made(options.seed, options.dialogues, options.weeks)
     if not any(dialogue.questions for dialogue in dialogues):
         print("the corpus asks no questions")
