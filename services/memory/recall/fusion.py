@@ -9,7 +9,8 @@ import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from operator import itemgetter
+from typing import Final, NamedTuple
 
 from services.memory.recall.moments import Window
 
@@ -20,8 +21,7 @@ _CENTRES: Final = 15
 _NEAR_ENOUGH: Final = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A message, by where it stands."""
 
     conversation_id: str
@@ -32,13 +32,13 @@ class Place:
         return Place(self.conversation_id, self.sequence + distance)
 
 
-@dataclass(frozen=True, slots=True)
-class FactKey:
+class FactKey(NamedTuple):
     """A fact, by its id."""
 
     id: str
 
 
+# Tuples, whose hashes are made in C: a search looks hundreds of them up, several times.
 Key = Place | FactKey
 
 
@@ -146,15 +146,19 @@ class _Votes:
             legs.append(leg)
 
     def order(self) -> list[Key]:
-        return sorted(self._scores, key=lambda key: -self._scores[key])
+        return [key for key, _ in self._ordered()]
 
     def ranking(self) -> list[Ranked]:
-        return [Ranked(key, self._scores[key], tuple(self._legs[key])) for key in self.order()]
+        return [Ranked(key, score, self._legs[key]) for key, score in self._ordered()]
+
+    def _ordered(self) -> list[tuple[Key, float]]:
+        """The best first; of equal ones the first that was voted for."""
+        return sorted(self._scores.items(), key=itemgetter(1), reverse=True)
 
 
 def _ordered(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Facts and messages in one ranking: a fact stands where its words put it."""
-    return sorted(candidates, key=lambda one: (-one.score, str(one.key)))
+    """Facts and messages in one ranking: a fact stands where its words put it, and before a message that is as good."""
+    return sorted(candidates, key=lambda one: (-one.score, isinstance(one.key, Place), one.key))
 
 
 def _near(ordered: Sequence[Candidate]) -> list[Candidate]:
