@@ -1,5 +1,6 @@
 """A Better Auth front end, as another issuer of tokens: its published keys on a real socket, its session cookies."""
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -31,16 +32,35 @@ class FrontEnd:
         self.url = ""
         self.fetches = 0
         self.is_away = False
+        self.body: bytes | None = None
+        """Sent in the place of the keys."""
+        self.pieces = 1
+        """In so many writes, one after the other."""
+        self.was_asked = asyncio.Event()
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
 
-    async def answer(self, _request: web.Request) -> web.Response:
+    async def answer(self, request: web.Request) -> web.StreamResponse:
         self.fetches += 1
+        self.was_asked.set()
+        await self.may_answer.wait()
         if self.is_away:
             return web.Response(status=500)
+        body = self.key_set() if self.body is None else self.body
+        answer = web.StreamResponse(headers={"content-length": str(len(body)), "content-type": "application/json"})
+        await answer.prepare(request)
+        size = -(-len(body) // self.pieces)
+        for start in range(0, len(body), size):
+            await answer.write(body[start : start + size])
+            await asyncio.sleep(0.05 if self.pieces > 1 else 0)
+        return answer
+
+    def key_set(self) -> bytes:
         public = [
             {**json.loads(OKPAlgorithm.to_jwk(key.public_key())), "kid": name, "alg": "EdDSA"}
             for name, key in self.keys.items()
         ]
-        return web.json_response({"keys": [*public, *self.extra_keys]})
+        return json.dumps({"keys": [*public, *self.extra_keys]}).encode()
 
     def claims(self, **changes: Any) -> dict[str, Any]:
         now = int(time.time())

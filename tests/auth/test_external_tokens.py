@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from services.auth.door import published_keys
 from services.auth.settings import AuthSettings
-from services.runtime.errors import Unauthenticated
+from services.runtime.errors import Unauthenticated, Unavailable
 from tests.auth.front_end import AUDIENCE, ISSUER, SECRET, FrontEnd, forged, pem, raw, running_front_end
 from tests.auth.harness import RunningAuth, make_settings, new_name
 from tests.auth.test_door import reason, session_of, token
@@ -238,6 +238,42 @@ async def test_an_issuer_that_is_away_is_believed_by_the_keys_at_hand(front_end:
     front_end.is_away = True
     await asyncio.sleep(0.1)
     await keys.key("one")
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b"<html>", b'{"keys": []}', b"[" * 20_000])
+async def test_what_is_no_key_set_leaves_the_keys_at_hand(front_end: FrontEnd, body: bytes) -> None:
+    keys = published_keys.PublishedKeys(front_end.url, least_seconds_between_fetches=0)
+    await keys.key("one")
+    front_end.body = body
+    with pytest.raises(Unavailable):
+        await keys.key("two")
+    await keys.key("one")
+
+
+async def test_a_set_that_is_too_long_is_not_read(front_end: FrontEnd) -> None:
+    front_end.pieces = 3
+    front_end.body = front_end.key_set() + b" " * 65_536
+    with pytest.raises(Unavailable):
+        await published_keys.PublishedKeys(front_end.url).key("one")
+
+
+async def test_keys_that_come_in_pieces_are_read_to_their_end(creating: RunningAuth, front_end: FrontEnd) -> None:
+    front_end.pieces = 3
+    authorization = front_end.sign(front_end.claims(**verified(f"{new_name()}@example.com")))
+    assert await token(creating, authorization)
+
+
+async def test_a_caller_who_leaves_takes_the_keys_from_nobody(front_end: FrontEnd) -> None:
+    keys = published_keys.PublishedKeys(front_end.url)
+    front_end.may_answer.clear()
+    leaving = asyncio.create_task(keys.key("one"))
+    await front_end.was_asked.wait()
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    front_end.may_answer.set()
+    await keys.key("one")
+    assert front_end.fetches == 1
 
 
 async def test_an_issuer_that_was_never_there_is_not_the_callers_fault(
