@@ -106,6 +106,19 @@ async def test_a_token_for_another_purpose_is_refused(auth: RunningAuth, person:
     assert await refused_reason(auth, token) == reasons.ERROR_REASON_TOKEN_INVALID
 
 
+async def test_a_clock_of_auth_that_is_ahead_refuses_nobody(auth: RunningAuth, person: Person) -> None:
+    ahead = int(time.time()) + 30
+    token = resigned(auth, claims_of(person.tokens.access_token) | {"iat": ahead, "exp": ahead + 900})
+    assert (await auth.me(token)).id == person.id
+
+
+@pytest.mark.parametrize("claim", ["exp", "iat", "sub", "aud", "iss"])
+async def test_a_token_without_a_claim_of_every_token_is_refused(auth: RunningAuth, person: Person, claim: str) -> None:
+    claims = claims_of(person.tokens.access_token)
+    del claims[claim]
+    assert await refused_reason(auth, resigned(auth, claims)) == reasons.ERROR_REASON_TOKEN_INVALID
+
+
 async def test_an_expired_token_is_refused_as_such(auth: RunningAuth, person: Person) -> None:
     claims = claims_of(person.tokens.access_token) | {"exp": int(time.time()) - 1}
     assert await refused_reason(auth, resigned(auth, claims)) == reasons.ERROR_REASON_TOKEN_EXPIRED
