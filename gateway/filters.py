@@ -21,7 +21,7 @@ from gateway.filter_shapes import (
     switched_on,
 )
 from gateway.identity import exchange, ext_authz, identity_rule, jwt_authn, session_cookie, with_identity
-from gateway.limits import BY_ADDRESS, BY_USER, limit_by_address, limit_by_user
+from gateway.limits import BY_ADDRESS, BY_USER, counted, limit_by_address, limit_by_user
 from gateway.refusals import errors_in_lua
 from gateway.settings import EdgeSettings
 
@@ -203,7 +203,11 @@ def with_health_parts(settings: EdgeSettings) -> Config:
     return {
         **outside_the_contract(),
         "envoy.filters.http.jwt_authn": identity_rule(is_public=False),
+        # Each makes Envoy's main thread write down all of its clusters.
+        **counted(settings, "general", is_public=False),
         **with_identity(settings, is_rest=False),
+        # Whoever shows no identity has the same routes, and may keep the word for a while.
+        "envoy.filters.http.header_mutation": rest_headers(None, is_personal=False),
         "health_parts": switched_on(_HEALTH_SCRIPT),
     }
 

@@ -208,6 +208,21 @@ async def test_health_pages_and_keys_are_not_limited(edges: list[Edge]) -> None:
             assert "ratelimit-limit" not in answers[-1].headers
 
 
+async def test_health_with_an_identity_is_a_call_like_any_other(edges: list[Edge], issuer: Issuer) -> None:
+    """It makes the edge ask its own administration, which is more than one word costs."""
+    headers = somebody(issuer)
+    async with edges[0].client() as client:
+        statuses = [
+            (await client.get(path, headers=headers)).status_code
+            for path in ("/health", "/api/v1/health")
+            for _ in range(15)
+        ]
+        assert statuses == [200] * 30
+        assert error_of(await client.get("/health", headers=headers)) == LIMITED
+        assert (await client.get(ME, headers=headers)).status_code == 429
+        assert (await client.get("/health")).status_code == 200
+
+
 async def test_a_limiter_that_is_away_stops_nobody(
     services: dict[str, Service], signed_in: dict[str, str], script: Script
 ) -> None:
