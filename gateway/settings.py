@@ -122,8 +122,8 @@ class EdgeSettings(BaseSettings):
     max_connections: int = Field(default=20_000, ge=10, le=1_000_000)
     # How often each process is asked for its health; /health is as old as this.
     health_check_interval_seconds: float = Field(default=1.0, ge=0.05, le=60)
-    # How old a copy of the signing keys may be. Auth publishes a key well before it signs with it.
-    jwks_refresh_seconds: int = Field(default=60, ge=1, le=3600)
+    # How old a copy of the signing keys may be: at most what auth reckons with before it signs with a key (CACHE_SECONDS).
+    jwks_refresh_seconds: int = Field(default=60, ge=1, le=300)
     # TLS towards clients: PEM files, both or none. Read at the start.
     edge_tls_certificate_file: Path | None = None
     edge_tls_key_file: Path | None = None

@@ -59,6 +59,7 @@ BAD_SETTINGS = [
     ("STREAM_IDLE_TIMEOUT_SECONDS", "15"),
     ("MAX_BODY_BYTES", "99999999999"),
     ("EDGE_ACCESS_LOG", "verbose"),
+    ("JWKS_REFRESH_SECONDS", "301"),
 ]
 
 
