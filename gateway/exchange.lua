@@ -1,6 +1,7 @@
 -- Runs on every route that needs an identity. What is no token of ours is marked to be traded for one by ext_authz: a name
 -- and password (TAKES_BASIC), or another issuer's token (TAKES_FOREIGN; both are set in front of this). The mark decides
--- only who is asked: a token that calls itself ours and is not is refused by jwt_authn, any other by auth.
+-- only who is asked: a token that calls itself ours and is not is refused by jwt_authn, any other by auth. It is a text, the
+-- class by which the limiter counts such calls: Envoy's limits read nothing else out of metadata.
 local ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 local SIX_BITS = {}
 for i = 1, #ALPHABET do
@@ -39,5 +40,5 @@ function envoy_on_request(handle)
   elseif not (scheme == "Bearer" and TAKES_FOREIGN and is_foreign(rest)) then
     return
   end
-  handle:streamInfo():dynamicMetadata():set("parley", "exchange", true)
+  handle:streamInfo():dynamicMetadata():set("parley", "credentials", "exchange")
 end

@@ -14,8 +14,8 @@ JWT_METADATA, CLAIMS = "envoy.filters.http.jwt_authn", "claims"
 EXCHANGE_SECONDS = 8
 _COOKIE_SCRIPT = "session_cookie.lua"
 _EXCHANGE_SCRIPT = "exchange.lua"
-# What the mark of exchange.lua is called, for ext_authz to look at.
-_MARK = "parley"
+# Where the mark of exchange.lua stands in a request's metadata, for ext_authz and the limits to look at; and what it says.
+MARK_METADATA, MARK, MARKED = "parley", "credentials", "exchange"
 # What auth is shown of a marked request; the client's address stands in the last of them.
 _SHOWN_HEADERS = ("authorization", "content-type", "x-request-id", "x-forwarded-for")
 
@@ -55,7 +55,11 @@ def ext_authz() -> Config:
         "ExtAuthz",
         transport_api_version="V3",
         grpc_service={"envoy_grpc": {"cluster_name": "auth"}, "timeout": f"{EXCHANGE_SECONDS}s"},
-        filter_enabled_metadata={"filter": _MARK, "path": [{"key": "exchange"}], "value": {"bool_match": True}},
+        filter_enabled_metadata={
+            "filter": MARK_METADATA,
+            "path": [{"key": MARK}],
+            "value": {"string_match": {"exact": MARKED}},
+        },
         # Auth is away: not the caller's fault.
         status_on_error={"code": "ServiceUnavailable"},
         # All that auth needs to know: no cookies, no bodies.

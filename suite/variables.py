@@ -208,6 +208,7 @@ EDGE = frozenset(
 )
 LIMITER = frozenset(
     {
+        "LIMIT_EXCHANGE",
         "LIMIT_GENERAL",
         "LIMIT_MODEL",
         "LIMIT_PUBLIC",

@@ -18,7 +18,7 @@ PORTS = (
 
 
 # One address is everybody here, and users are in a hurry. The limiter is asked all the same.
-UNLIMITED = {f"LIMIT_{name}": "off" for name in ("GENERAL", "MODEL", "SIGN_IN", "REGISTRATION", "PUBLIC")}
+UNLIMITED = {f"LIMIT_{name}": "off" for name in ("GENERAL", "MODEL", "SIGN_IN", "REGISTRATION", "PUBLIC", "EXCHANGE")}
 
 
 def suite_environment(data: Path, **more: str) -> dict[str, str]:

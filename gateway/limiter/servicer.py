@@ -19,6 +19,8 @@ from services.runtime.http_errors import http_refusal
 VERDICTS = Counter("parley_limit_verdicts", "Calls that were counted or refused", ["limit", "verdict"])
 CLASS_KEY, USER_KEY, CONTENT_KEY = "limit", "user", "content"
 _GRPC_CONTENT = "application/grpc"
+# Counted once more behind it, by user: that count tells what is left, and headers of both would be one line each.
+_UNTOLD = frozenset({"exchange"})
 Context = grpc.aio.ServicerContext[Any, Any]
 _ALLOWED = rate_limit_pb2.RateLimitResponse(overall_code=rate_limit_pb2.RateLimitResponse.OK)
 
@@ -57,7 +59,9 @@ class LimitServicer(rate_limit_pb2_grpc.RateLimitServiceServicer):
 
 
 def _answer(limit: str, windows: Sequence[Window], verdict: Verdict, *, is_grpc: bool) -> rate_limit_pb2.RateLimitResponse:
-    return _allowed(windows, verdict) if verdict.is_allowed else _refused(limit, windows, verdict, is_grpc=is_grpc)
+    if not verdict.is_allowed:
+        return _refused(limit, windows, verdict, is_grpc=is_grpc)
+    return _ALLOWED if limit in _UNTOLD else _allowed(windows, verdict)
 
 
 def _allowed(windows: Sequence[Window], verdict: Verdict) -> rate_limit_pb2.RateLimitResponse:

@@ -30,6 +30,8 @@ class LimiterSettings(RedisSettings, TlsSettings):
     """Accounts that one address may make."""
     limit_public: Windows = (Window(120, 60),)
     """Calls of one address that need no identity and cost little."""
+    limit_exchange: Windows = (Window(600, 60),)
+    """Calls of one address with a name and password, or another issuer's token. Its user's limit counts them as well."""
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     """Least level of our own log lines."""
     log_format: LogFormat = "auto"
@@ -43,4 +45,5 @@ class LimiterSettings(RedisSettings, TlsSettings):
             "sign_in": self.limit_sign_in,
             "registration": self.limit_registration,
             "public": self.limit_public,
+            "exchange": self.limit_exchange,
         }

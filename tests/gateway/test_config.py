@@ -211,14 +211,34 @@ def test_a_limit_that_does_not_fit_who_calls_is_refused(rpc: str, limit: options
         exposed_rpcs(_planted(limit, rpc=rpc))
 
 
+def _routes(directory: Path, limit: options_pb2.Limit.ValueType = options_pb2.LIMIT_UNSPECIFIED) -> list[Any]:
+    rpcs = exposed_rpcs(_planted(limit, rpc="GetMe"))
+    routes: list[Any] = route_configuration(EdgeSettings(), rpcs, directory, "1")["virtual_hosts"][0]["routes"]
+    return routes
+
+
 def test_what_is_not_limited_by_contract_has_no_limit_on_its_routes(tmp_path: Path) -> None:
-    rpcs = exposed_rpcs(_planted(options_pb2.LIMIT_NONE, rpc="GetMe"))
-    routes = route_configuration(EdgeSettings(), rpcs, tmp_path, "1")["virtual_hosts"][0]["routes"]
     limited = {
         path: {"limit_by_address", "limit_by_user"} & set(route["typed_per_filter_config"])
-        for route in routes
+        for route in _routes(tmp_path, options_pb2.LIMIT_NONE)
         if (path := route["match"].get("path", "")).startswith("/api/v1/auth/") and "route" in route
     }
-    assert limited["/api/v1/auth/me"] == set()
+    # What is traded for an identity is counted all the same.
+    assert limited["/api/v1/auth/me"] == {"limit_by_address"}
     assert limited["/api/v1/auth/login"] == {"limit_by_address"}
-    assert limited["/api/v1/auth/verify"] == {"limit_by_user"}
+    assert limited["/api/v1/auth/verify"] == {"limit_by_address", "limit_by_user"}
+
+
+def test_every_route_that_trades_credentials_counts_them_by_address_and_no_other_does(tmp_path: Path) -> None:
+    classes: dict[bool, set[str]] = {True: set(), False: set()}
+    for route in _routes(tmp_path):
+        per_filter = route["typed_per_filter_config"]
+        rule = per_filter.get("limit_by_address", {"rate_limits": []})
+        classes["exchange" in per_filter] |= {json.dumps(limit["actions"][0]) for limit in rule["rate_limits"]} or {"none"}
+        # Envoy counts nothing on a route that goes nowhere.
+        assert "exchange" not in per_filter or "route" in route
+    mark = {"key": "parley", "path": [{"key": "credentials"}]}
+    traded = {"metadata": {"descriptor_key": "limit", "metadata_key": mark, "source": "DYNAMIC"}}
+    assert classes[True] == {json.dumps(traded)}
+    assert "none" in classes[False]
+    assert not classes[True] & classes[False]

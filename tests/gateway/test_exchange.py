@@ -22,6 +22,8 @@ from tests.auth.harness import PASSWORD, Person, RunningAuth, make_settings, new
 from tests.gateway.backend import Script, Service, endpoints_of
 from tests.gateway.conftest import ORIGIN
 from tests.gateway.edge import Edge, error_of, running_edge
+from tests.gateway.test_limits import address, until_counted
+from tests.limiter.harness import running_limiter
 from tests.ports import free_ports
 
 ME, VERIFY, CONVERSATIONS = "/api/v1/auth/me", "/api/v1/auth/verify", "/api/v1/chat/conversations"
@@ -234,22 +236,26 @@ async def front_end() -> AsyncIterator[FrontEnd]:
 
 
 @pytest.fixture
-async def federated(
-    services: dict[str, Service], auth_database: ServiceDatabase, front_end: FrontEnd, tmp_path: Path, person: Person
-) -> AsyncIterator[Edge]:
-    """An edge and an auth that know a Better Auth front end."""
+async def federated_auth(auth_database: ServiceDatabase, front_end: FrontEnd, tmp_path: Path) -> AsyncIterator[RunningAuth]:
+    """An auth that knows a Better Auth front end."""
     (tmp_path / "secret").write_text(SECRET)
     session = {"kind": "better_auth_session", "issuer": "app", "secret_file": str(tmp_path / "secret")}
     published = {"kind": "jwks", "issuer": ISSUER, "jwks_url": front_end.url, "audiences": [AUDIENCE]}
     path = tmp_path / "issuers.json"
     path.write_text(json.dumps([{**session, "accounts": "create"}, {**published, "accounts": "create"}]))
-    names = ("session_token", "better-auth.session_data")
     async with running_auth(auth_database, make_settings(auth_database, tmp_path, external_issuers_file=path)) as auth:
-        settings = {"external_tokens_enabled": True, "session_cookies": names, "cors_allowed_origins": (ORIGIN,)}
-        async with running_edge(endpoints(services, auth), **settings) as edge:
-            await edge.until_answers("/health", 200)
-            await edge.until_verifies({"authorization": f"Bearer {person.tokens.access_token}"})
-            yield edge
+        yield auth
+
+
+@pytest.fixture
+async def federated(services: dict[str, Service], federated_auth: RunningAuth, person: Person) -> AsyncIterator[Edge]:
+    """An edge that knows it too."""
+    names = ("session_token", "better-auth.session_data")
+    settings = {"external_tokens_enabled": True, "session_cookies": names, "cors_allowed_origins": (ORIGIN,)}
+    async with running_edge(endpoints(services, federated_auth), **settings) as edge:
+        await edge.until_answers("/health", 200)
+        await edge.until_verifies({"authorization": f"Bearer {person.tokens.access_token}"})
+        yield edge
 
 
 async def test_a_better_auth_front_end_is_let_in(
@@ -317,3 +323,81 @@ async def test_behind_a_proxy_who_guesses_is_slowed_where_they_are(
         assert told[0][0] >= 3
         elsewhere = {**basic(person.username), "x-forwarded-for": "203.0.113.10"}
         assert (await client.get(ME, headers=elsewhere)).status_code == 200
+
+
+@pytest.fixture
+async def limited(
+    services: dict[str, Service], federated_auth: RunningAuth, redis_url: str, person: Person
+) -> AsyncIterator[Edge]:
+    """Behind a proxy, with a limiter that lets an address show four credentials a minute that are traded."""
+    settings = {"external_tokens_enabled": True, "edge_proxies": 1, "limits_enabled": True}
+    async with running_limiter(redis_url=redis_url, limit_exchange="4/minute", limit_general="50/minute") as limiter:
+        where = endpoints(services, federated_auth) | {"limiter": (Address("127.0.0.1", limiter.port),)}
+        async with running_edge(where, **settings) as edge:
+            await edge.until_verifies({"authorization": f"Bearer {person.tokens.access_token}"})
+            await until_counted(edge)
+            yield edge
+
+
+async def statuses(client: httpx2.AsyncClient, wanted: int, headers: dict[str, str]) -> None:
+    """Every face that asks for an identity answers with a status."""
+    for method, path in (("GET", ME), ("GET", "/health"), ("GET", "/api/v1/health"), ("POST", "/mcp"), *WRITES):
+        answer = await client.request(method, path, content=b"{}" if method != "GET" else None, headers=headers)
+        assert answer.status_code == wanted, (method, path, answer.text)
+
+
+async def test_what_is_traded_is_counted_by_address_before_auth_is_asked(
+    limited: Edge, front_end: FrontEnd, person: Person
+) -> None:
+    place = address()
+    forged = jwt.encode(front_end.claims(), Ed25519PrivateKey.generate(), "EdDSA", {"kid": "one"})
+    foreign = {"authorization": f"Bearer {forged}"}
+    shown = [basic(new_name()), basic(person.username, "wrong"), foreign, basic(person.username)]
+    async with limited.client() as client:
+        for headers, wanted in zip(shown, (401, 401, 401, 200), strict=True):
+            assert (await client.get(ME, headers={**headers, **place})).status_code == wanted
+        for headers in shown:
+            refused = await client.get(ME, headers={**headers, **place})
+            assert error_of(refused) == (429, code_pb2.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+            assert refused.json()["details"][0]["metadata"]["limit_class"] == "exchange"
+            assert refused.headers["ratelimit-limit"] == "4"
+            await statuses(client, 429, {**headers, **place})
+        web = {"content-type": "application/grpc-web+proto", "x-grpc-web": "1", **shown[0], **place}
+        answer = await client.post("/parley.auth.v1.AuthService/GetMe", content=b"\0\0\0\0\0", headers=web)
+        assert answer.headers["grpc-status"] == "8"
+        # Who is elsewhere has calls of their own.
+        assert (await client.get(ME, headers={**basic(person.username), **address()})).status_code == 200
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{limited.port}") as channel:
+        stub = auth_pb2_grpc.AuthServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetMe(auth_pb2.GetMeRequest(), metadata=tuple({**shown[0], **place}.items()))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_only_what_is_traded_is_counted_by_address(limited: Edge, person: Person) -> None:
+    place = address()
+    ours = {"authorization": f"Bearer {person.tokens.access_token}", **place}
+    as_ours = jwt.encode({"iss": "parley", "sub": person.id}, Ed25519PrivateKey.generate(), "EdDSA")
+    login = {"username": person.username, "password": PASSWORD}
+    async with limited.client() as client:
+        for _ in range(6):
+            assert (await client.get(ME, headers=ours)).status_code == 200
+            assert (await client.get(ME, headers=place)).status_code == 401
+            for token in (as_ours, "none-of-anybody"):
+                forged = {"authorization": f"Bearer {token}", **place}
+                assert (await client.get(ME, headers=forged)).status_code == 401
+            assert (await client.get("/health", headers=place)).status_code == 200
+            public = await client.post("/api/v1/auth/login", json=login, headers={**basic("nobody"), **place})
+            assert public.status_code == 200
+        for _ in range(4):
+            assert (await client.get(ME, headers={**basic(person.username), **place})).status_code == 200
+        assert (await client.get(ME, headers={**basic(person.username), **place})).status_code == 429
+        assert (await client.get(ME, headers=ours)).status_code == 200
+
+
+async def test_who_is_let_in_reads_of_their_own_limit_alone(limited: Edge, auth: RunningAuth) -> None:
+    person = await auth.register()
+    async with limited.client() as client:
+        for left in ("49", "48"):
+            told = (await client.get(ME, headers={**basic(person.username), **address()})).headers
+            assert [told[f"ratelimit-{name}"] for name in ("limit", "remaining", "policy")] == ["50", left, "50;w=60"]

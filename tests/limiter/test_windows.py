@@ -103,12 +103,19 @@ async def test_nothing_is_left_when_the_window_is_over(start_limiter: Start, nam
 
 
 async def test_without_redis_users_pass_and_addresses_are_counted_here(start_limiter: Start, name: str) -> None:
-    limiter = await start_limiter(
-        redis_url="redis://127.0.0.1:1/0", redis_retry_seconds=0.1, limit_general="2/minute", limit_sign_in="2/minute"
-    )
+    limits = {f"limit_{limit}": "2/minute" for limit in ("general", "sign_in", "exchange")}
+    limiter = await start_limiter(redis_url="redis://127.0.0.1:1/0", redis_retry_seconds=0.1, **limits)
     assert all([await limiter.allows("general", user=name) for _ in range(5)])
-    assert [await limiter.allows("sign_in", address=name) for _ in range(4)] == [True, True, False, False]
-    assert await limiter.allows("sign_in", address=f"{name}-another")
+    for limit in ("sign_in", "exchange"):
+        assert [await limiter.allows(limit, address=name) for _ in range(4)] == [True, True, False, False]
+        assert await limiter.allows(limit, address=f"{name}-another")
+
+
+async def test_an_exchange_tells_nothing_until_it_is_refused(start_limiter: Start, name: str) -> None:
+    """Its call is counted by user as well, and that count tells what is left."""
+    limiter = await start_limiter(limit_exchange="1/minute")
+    assert headers_of(await limiter.ask("exchange", address=name)) == {}
+    assert headers_of(await limiter.ask("exchange", address=name))["ratelimit-limit"] == "1"
 
 
 @pytest.mark.parametrize("wrong", ["", "20", "20/fortnight", "0/minute", "10001/minute", "1/minute,2/minute", "x/minute"])
