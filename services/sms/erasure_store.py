@@ -5,7 +5,7 @@ shares the user's lock, which a purge has alone (migration 0002). What stays is 
 which name no user: that a number wants no text messages is a duty towards its owner, whoever asks us to send there next.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
@@ -58,13 +58,14 @@ class ErasureStore:
     async def _delete(self, table: sa.Table, chosen: sa.ColumnElement[bool]) -> int:
         """Deletes up to a batch of rows, texts with jobs for what the provider keeps of them; returns how many."""
         key = list(table.primary_key)
-        batch = sa.select(*key).where(chosen).order_by(*key).limit(_BATCH).with_for_update()
-        deleting = table.delete().where(sa.tuple_(*key).in_(batch))
+        batch = sa.select(*key).where(chosen).order_by(*key).limit(_BATCH).with_for_update().cte("batch")
         if table is not messages:
+            deleting = table.delete().where(sa.tuple_(*key).in_(sa.select(*batch.c)))
             async with self._database.service_transaction() as connection:
                 return (await connection.execute(deleting)).rowcount
+        texts = messages.delete().where(messages.c.id.in_(_with_replies(batch)))
         async with self._database.service_transaction() as connection:
-            found = (await connection.execute(deleting.returning(messages.c.provider_message_id))).scalars().all()
+            found = (await connection.execute(texts.returning(messages.c.provider_message_id))).scalars().all()
             for provider_message_id in filter(None, found):
                 await self._jobs.defer(connection, FORGET_JOB, provider_message_id=provider_message_id)
         return len(found)
@@ -74,6 +75,12 @@ class ErasureStore:
         old = purged_users.c.purge_time < sa.func.now() - interval(REMEMBER_SECONDS)
         async with self._database.service_transaction() as connection:
             await connection.execute(purged_users.delete().where(old))
+
+
+def _with_replies(batch: sa.CTE) -> sa.CompoundSelect[Any]:
+    """The texts of a batch and the replies to them, which would else go by the foreign key, and their ids with them."""
+    replies = sa.select(messages.c.id).where(messages.c.in_reply_to.in_(sa.select(batch.c.id)))
+    return sa.select(batch.c.id).union(replies)
 
 
 def _of_nobody_at_numbers_of(user_id: str) -> list[sa.ColumnElement[bool]]:

@@ -108,18 +108,29 @@ async def test_a_text_that_is_under_way_is_deleted_at_the_provider_too(sms: SmsP
 
 
 async def test_more_than_goes_at_once(sms: SmsProcess, twilio: TwilioStandIn) -> None:
-    """And the texts of nobody at the number are found although the user's own go by batches."""
+    """And the texts of nobody at the number are found although the user's own go by batches.
+
+    A reply is deleted at the provider too where its text is the last of a batch, and takes it along.
+    """
     ana = sms.user()
-    for whose, count in ((ana.id, 500), (None, 300)):
-        await sms.rows(
+    for whose, prefix, count in ((ana.id, "SM-own-", 500), (None, "SM-nobodys-", 300)):
+        insert = (
             "insert into messages (user_id, direction, kind, phone_number, text, status, answer, provider_message_id)"
-            " select %s, 'inbound', 'text', %s, 'Words', 'received', 'failed', %s || n from generate_series(1, %s) n",
-            whose, ANA, "SM-own-" if whose else "SM-nobodys-", count,
+            " select %s, 'inbound', 'text', %s, 'Words', 'received', 'failed', %s || n from generate_series(%s::int, %s) n"
+        )
+        await sms.rows(insert, whose, ANA, prefix, 1, 200)
+        await sms.rows(
+            "insert into messages (user_id, direction, kind, phone_number, text, status, in_reply_to, provider_message_id)"
+            " select %s, 'outbound', 'help', %s, 'More words', 'delivered', id, %s from messages"
+            " where provider_message_id = %s",
+            whose, ANA, f"{prefix}reply", f"{prefix}200",
         )  # fmt: skip
+        await sms.rows(insert, whose, ANA, prefix, 201, count)
     await _purge(sms, ana.id)
     assert await sms.rows("select count(*) from messages") == [(0,)]
     await sms.settled()
-    assert len(set(twilio.deleted)) == 800
+    assert len(set(twilio.deleted)) == 802
+    assert {"SM-own-reply", "SM-nobodys-reply"} <= set(twilio.deleted)
 
 
 async def test_a_number_that_only_called_goes_too(sms: SmsProcess, people: PeopleStandIn) -> None:
