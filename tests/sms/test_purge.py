@@ -3,6 +3,7 @@
 import asyncio
 
 import grpc
+from structlog.testing import capture_logs
 
 from parley.sms.v1 import sms_pb2
 from tests.chat.service import refusal
@@ -105,6 +106,36 @@ async def test_a_text_that_is_under_way_is_deleted_at_the_provider_too(sms: SmsP
     assert twilio.deleted == [one.sid for one in twilio.taken]
     assert len(twilio.taken) == 1
     assert await _holdings(sms, ana) == "[]"
+
+
+async def test_the_provider_is_asked_to_delete_until_it_has(sms: SmsProcess, twilio: TwilioStandIn) -> None:
+    ana = sms.user()
+    await ana.send(BEN, "Hello")
+    await sms.settled()
+    twilio.keeps = True
+    with capture_logs() as logs:
+        await _purge(sms, ana.id)
+        await _failed(sms, times=1)
+        # As after months.
+        await sms.rows("update procrastinate_jobs set scheduled_at = now(), attempts = 100000")
+        await _failed(sms, times=100_001)
+        twilio.keeps = False
+        await sms.rows("update procrastinate_jobs set scheduled_at = now()")
+        await eventually(lambda: bool(twilio.deleted))
+    [sid] = [one.sid for one in twilio.taken]
+    assert twilio.deleted == [sid]
+    # Whoever looks after the service can tell which texts are still there.
+    told = [entry["provider_message_id"] for entry in logs if entry["event"] == "sms.not_forgotten"]
+    assert set(told) == {sid}
+
+
+async def _failed(sms: SmsProcess, *, times: int) -> None:
+    """Waits until the job that is left has failed so often, and is to be done again."""
+    for _ in range(500):
+        if await sms.rows("select id from procrastinate_jobs where status = 'todo' and attempts >= %s", times):
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("the job has not failed, or is gone")
 
 
 async def test_more_than_goes_at_once(sms: SmsProcess, twilio: TwilioStandIn) -> None:

@@ -58,12 +58,15 @@ class TwilioStandIn:
     on_taken: Callable[[Taken], Awaitable[None]] | None = None
     lists_nothing: bool = False
     deleted: list[str] = field(default_factory=list)
+    keeps: bool = False
+    """Whether it refuses to delete."""
 
     def clear(self) -> None:
         self.taken.clear()
         self.faults.clear()
         self.deleted.clear()
         self.attempts, self.on_arrival, self.on_taken, self.lists_nothing = 0, None, None, False
+        self.keeps = False
         self.arrived = asyncio.Event()
 
     def to(self, number: str) -> list[str]:
@@ -100,6 +103,8 @@ class TwilioStandIn:
         return await _in_pieces(request, answer) if fault == "in_pieces" else answer
 
     async def delete(self, request: web.Request) -> web.Response:
+        if self.keeps:
+            return _error(400, 20009)
         sid = request.match_info["sid"]
         known = [one for one in self.taken if one.sid == sid]
         self.deleted.append(sid)
