@@ -82,11 +82,7 @@ class OutboxStore:
 
     async def accept(self, message_id: str, taken: Taken) -> None:
         """The provider has taken it. Idempotent; a report that came first stays. Of a text that was purged it forgets it."""
-        provider_message_id = taken.provider_message_id
-        is_known = await self.report(DeliveryReport(provider_message_id, taken.status, taken.error_code, message_id))
-        if not is_known and await self.status_of(message_id) is None:
-            async with self._database.service_transaction() as connection:
-                await self._jobs.defer(connection, FORGET_JOB, provider_message_id=provider_message_id)
+        await self.report(DeliveryReport(taken.provider_message_id, taken.status, taken.error_code, message_id))
 
     async def status_of(self, message_id: str) -> str | None:
         """How far a text is; None where it is gone."""
@@ -109,17 +105,29 @@ class OutboxStore:
                 await _sync_opt_out(connection, number)
 
     async def report(self, report: DeliveryReport) -> bool:
-        """Adds what a report says, in any order and however often; False where it is of no message of ours."""
+        """Adds what a report says, in any order and however often; False where it is of no message of ours.
+
+        Has the provider forget a text that the report calls by our id and that is gone here: its user was purged.
+        """
         values: dict[str, Any] = {"status": report.status, "error_code": report.error_code}
         async with self._database.service_transaction() as connection:
             row = await _reported(connection, report)
             if row is None:
+                await self._forget_gone(connection, report)
                 return False
             less_known = _KNOWN[: _KNOWN.index(report.status)]
             number = await _set(connection, row.id, values, only=less_known)
             if report.error_code == OPTED_OUT_CODE and number is not None:
                 await _sync_opt_out(connection, number)
         return True
+
+    async def _forget_gone(self, connection: AsyncConnection, report: DeliveryReport) -> None:
+        if report.message_id is None:
+            return
+        # It may be here, under another id of the provider's.
+        here = sa.select(messages.c.id).where(messages.c.id == report.message_id)
+        if (await connection.execute(here)).one_or_none() is None:
+            await self._jobs.defer(connection, FORGET_JOB, provider_message_id=report.provider_message_id)
 
     async def list_unresolved(self, *, after_seconds: float, limit: int) -> Sequence[Unresolved]:
         """Texts that were claimed so long ago and are `sending` still, the oldest first."""

@@ -108,6 +108,27 @@ async def test_a_text_that_is_under_way_is_deleted_at_the_provider_too(sms: SmsP
     assert await _holdings(sms, ana) == "[]"
 
 
+async def test_a_text_whose_answer_was_lost_is_deleted_at_the_provider_once_a_report_names_it(
+    sms: SmsProcess, twilio: TwilioStandIn
+) -> None:
+    ana, ben = sms.user(), sms.user()
+    twilio.faults.append("garbage")
+    twilio.lists_nothing = True
+    lost = await ana.send(BEN, "Hello")
+    await eventually(lambda: len(twilio.taken) == 1)
+    kept = await ben.send(BEN, "Hello from me")
+    await eventually(lambda: len(twilio.taken) == 2)
+    await _purge(sms, ana.id)
+    await sms.report(lost.id, twilio.taken[0].sid, "delivered")
+    # One of a text that is here is no reason, whatever id it has for it.
+    await sms.report(kept.id, twilio.taken[1].sid, "delivered")
+    await sms.report(kept.id, new_sid(), "delivered")
+    await sms.settled()
+    assert twilio.deleted == [twilio.taken[0].sid]
+    assert await _holdings(sms, ana) == "[]"
+    assert (await ben.message(kept.id)).status == "delivered"
+
+
 async def test_the_provider_is_asked_to_delete_until_it_has(sms: SmsProcess, twilio: TwilioStandIn) -> None:
     ana = sms.user()
     await ana.send(BEN, "Hello")
