@@ -78,21 +78,14 @@ class Answering:
             await self._conclude(received, "unmatched")
 
     async def _answer_person(self, received: Received, person: Person) -> None:
-        if received.is_opted_out:
-            await self._conclude(received, "opted_out")
+        refused = self._refused(received, person)
+        if refused is None:
+            self._await_earlier(received)
+            # Before chat is asked: a turn that nobody would be sent is paid for all the same.
+            refused = await self._store.refused_reply(phone_number=received.phone_number, user_id=person.user_id)
+        if refused is not None:
+            await self._conclude(received, refused)
             return
-        if received.age_seconds > self._reply_within_seconds:
-            await self._conclude(received, "too_late")
-            return
-        if not person.wants_replies:
-            await self._conclude(received, "not_wanted")
-            return
-        if received.follows_pending and received.age_seconds < self._reply_within_seconds * _WAITING_SHARE:
-            raise Aborted(
-                "An earlier text of this number is being answered. Wait for its end.",
-                reasons.ERROR_REASON_CONVERSATION_BUSY,
-                retry_delay_seconds=1,
-            )
         reply = await self._reply(received, person)
         if reply is None:
             await self._conclude(received, "failed")
@@ -107,6 +100,22 @@ class Answering:
         )
         await self._store.reply(received.message_id, new)
         _ANSWERED.labels("replied").inc()
+
+    def _refused(self, received: Received, person: Person) -> Answer | None:
+        if received.is_opted_out:
+            return "opted_out"
+        if received.age_seconds > self._reply_within_seconds:
+            return "too_late"
+        return None if person.wants_replies else "not_wanted"
+
+    def _await_earlier(self, received: Received) -> None:
+        """Raises Aborted while an earlier text of the number has to be answered first."""
+        if received.follows_pending and received.age_seconds < self._reply_within_seconds * _WAITING_SHARE:
+            raise Aborted(
+                "An earlier text of this number is being answered. Wait for its end.",
+                reasons.ERROR_REASON_CONVERSATION_BUSY,
+                retry_delay_seconds=1,
+            )
 
     async def _reply(self, received: Received, person: Person) -> Reply | None:
         try:

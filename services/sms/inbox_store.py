@@ -174,6 +174,21 @@ class InboxStore:
             # Beside its own, which may sleep for minutes: a text is answered once, however many jobs it has.
             await self._jobs.defer(connection, ANSWER_JOB, message_id=next_id)
 
+    async def refused_reply(self, *, phone_number: str, user_id: str) -> Answer | None:
+        """What would come of a text now instead of a reply: `opted_out`, `limited`; None where it would be sent.
+
+        A look, before a reply is paid for, and no promise: `reply` decides.
+        """
+        new = NewText(phone_number=phone_number, text="", kind="reply", user_id=user_id)
+        async with self._database.service_transaction() as connection:
+            try:
+                await check_limits(connection, new, self._limits)
+            except FailedPrecondition:
+                return "opted_out"
+            except ResourceExhausted:
+                return "limited"
+        return None
+
     async def reply(self, message_id: str, new: NewText) -> None:
         """Accepts the reply to a text, and defers its sending; nothing where there is one, or the text is gone.
 

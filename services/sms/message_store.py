@@ -5,8 +5,9 @@ once cannot pass them together; the job that sends a text is stored with it.
 """
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -21,11 +22,19 @@ from services.sms.seen_numbers import note_number
 
 _DAY_SECONDS = 86_400
 _HOUR_SECONDS = 3_600
+_ANSWERS: Final = ("reply", "help")
+_COUNTED_WITH: Final[Mapping[str, Sequence[str]]] = {
+    "text": ("text",), "code": ("code",), "reply": _ANSWERS, "help": _ANSWERS,
+}  # fmt: skip
+"""The kinds of texts to a number that count together towards its limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextLimits:
-    """How many texts a user may cause in 24 hours, and a number get in one."""
+    """How many texts a user may cause in 24 hours, and a number get in one.
+
+    `number_per_hour` holds for the texts of users to a number, and apart from them for the answers to its own.
+    """
 
     user_per_day: int
     number_per_hour: int
@@ -109,7 +118,10 @@ async def _requested(
 
 
 async def check_limits(connection: AsyncConnection, new: NewText, limits: TextLimits) -> None:
-    """Refuses a text that its receiver does not want, or that would be one too many. Under locks of user and number."""
+    """Refuses a text that its receiver does not want, or that would be one too many: surely under locks of user and number.
+
+    What users send to a number takes nothing from the answers that its owner gets, nor from codes.
+    """
     opted_out = sa.select(consents.c.is_opted_out).where(consents.c.phone_number == new.phone_number)
     if (await connection.execute(opted_out)).scalar_one_or_none():
         raise recipient_opted_out()
@@ -117,17 +129,17 @@ async def check_limits(connection: AsyncConnection, new: NewText, limits: TextLi
         messages.c.direction == "outbound", messages.c.status != "blocked", messages.c.kind != "confirmation"
     )
     of_number = counted.where(
-        messages.c.phone_number == new.phone_number, messages.c.create_time > sa.func.now() - interval(_HOUR_SECONDS)
+        messages.c.phone_number == new.phone_number,
+        messages.c.create_time > sa.func.now() - interval(_HOUR_SECONDS),
+        messages.c.kind.in_(_COUNTED_WITH[new.kind]),
     )
     of_user = counted.where(
         messages.c.user_id == new.user_id, messages.c.create_time > sa.func.now() - interval(_DAY_SECONDS)
     )
-    codes = of_number.where(messages.c.kind == "code")
-    statement = sa.select(of_number.scalar_subquery(), of_user.scalar_subquery(), codes.scalar_subquery())
-    to_number, by_user, codes_to_number = (await connection.execute(statement)).one()
-    if to_number >= limits.number_per_hour:
-        raise limit_reached("texts to this number in an hour", limits.number_per_hour, retry_delay_seconds=_HOUR_SECONDS)
+    statement = sa.select(of_number.scalar_subquery(), of_user.scalar_subquery())
+    to_number, by_user = (await connection.execute(statement)).one()
+    what, most = ("codes", limits.codes_per_hour) if new.kind == "code" else ("texts", limits.number_per_hour)
+    if to_number >= most:
+        raise limit_reached(f"{what} to this number in an hour", most, retry_delay_seconds=_HOUR_SECONDS)
     if new.user_id is not None and by_user >= limits.user_per_day:
         raise limit_reached("texts in 24 hours", limits.user_per_day, retry_delay_seconds=_HOUR_SECONDS)
-    if new.kind == "code" and codes_to_number >= limits.codes_per_hour:
-        raise limit_reached("codes to this number in an hour", limits.codes_per_hour, retry_delay_seconds=_HOUR_SECONDS)

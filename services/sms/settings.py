@@ -50,7 +50,8 @@ class SmsSettings(ServerSettings, PeerSettings, OpenAISettings, TwilioSettings):
     sms_user_texts_per_day: int = Field(default=200, ge=1, le=100_000)
     """Texts that a user may send, and be sent as replies, in 24 hours."""
     sms_number_texts_per_hour: int = Field(default=30, ge=1, le=10_000)
-    """Texts that a number may be sent in an hour, whoever asks: two machines that answer each other end there."""
+    """Texts of users that a number may be sent in an hour, whoever asks; and as many answers to its own texts, which others
+    cannot use up: two machines that answer each other end there."""
     sms_number_codes_per_hour: int = Field(default=5, ge=1, le=1_000)
     """Verification codes that a number may be sent in an hour."""
     send_timeout_seconds: float = Field(default=10, gt=0, le=60)

@@ -211,16 +211,54 @@ async def test_a_long_reply_is_cut_at_a_word(
         assert (reply.segments, reply.encoding) == (2, "gsm7")
 
 
-async def test_a_number_gets_so_many_replies_in_an_hour_and_no_more(
-    start_sms: Start, people: PeopleStandIn, twilio: TwilioStandIn
+async def test_a_number_gets_so_many_replies_in_an_hour_and_the_model_is_not_asked_for_more(
+    start_sms: Start, people: PeopleStandIn, chat: ChatStandIn, twilio: TwilioStandIn
 ) -> None:
     async with start_sms(sms_number_texts_per_hour=3) as sms:
         people.add(ANA)
-        for number in range(5):
+        await sms.text_in(ANA, "Help")
+        for number in range(4):
             await sms.text_in(ANA, f"Again {number}")
         await sms.settled()
-        assert sorted(await sms.answers_of(ANA)) == ["answered"] * 3 + ["limited"] * 2
-        assert len(twilio.taken) == 3
+        await sms.text_in(ANA, "Help")
+        await sms.settled()
+        answers = await sms.answers_of(ANA)
+        assert answers == ["keyword", "answered", "answered", "limited", "limited", "keyword"]
+        assert (len(twilio.taken), len(chat.asked)) == (3, 2)
+
+
+async def test_what_a_user_is_sent_in_a_day_bounds_replies_before_the_model_is_asked(
+    start_sms: Start, people: PeopleStandIn, chat: ChatStandIn, twilio: TwilioStandIn
+) -> None:
+    async with start_sms(sms_user_texts_per_day=2) as sms:
+        ana = sms.user(people.add(ANA))
+        await ana.send(BEN, "Hello")
+        for number in range(3):
+            await sms.text_in(ANA, f"Again {number}")
+        await sms.settled()
+        assert await sms.answers_of(ANA) == ["answered", "limited", "limited"]
+        assert (len(twilio.to(ANA)), len(chat.asked)) == (1, 1)
+
+
+async def test_what_others_send_to_a_number_takes_nothing_from_what_its_owner_asks_for(
+    start_sms: Start, people: PeopleStandIn, twilio: TwilioStandIn
+) -> None:
+    async with start_sms(sms_number_texts_per_hour=2) as sms:
+        ana, other = people.add(ANA), sms.user()
+        for _ in range(2):
+            await other.send(ANA, "Buy!")
+        assert (await refusal(sms.user().send(ANA, "And me"))).reason == "LIMIT_REACHED"
+        code = sms_pb2.SendVerificationCodeRequest(
+            phone_number=ANA, code="483920", user_id=ana, request_id="0199c3f2-7d41-7a6e-9d0b-3c5e8f1a2b4d"
+        )
+        await sms.sms.SendVerificationCode(code, metadata=sms.as_auth(), timeout=10)
+        await sms.text_in(ANA, "Hello?")
+        await sms.text_in(ANA, "Help")
+        await sms.settled()
+        assert await sms.answers_of(ANA) == ["answered", "keyword"]
+        kinds = [kind for kind, _, _ in await sms.texts_to(ANA)]
+        assert sorted(kinds) == ["code", "help", "reply", "text", "text"]
+        assert len(twilio.to(ANA)) == 5
 
 
 async def test_pictures_without_words_are_kept_and_not_answered(
