@@ -300,6 +300,7 @@ async def test_rubbish_in_a_webhook_is_refused_and_named(sms: SmsProcess) -> Non
         )  # fmt: skip
     broken = body_of(form)
     broken.data = b"From=%FF%FE"
-    refused = await refusal(sms.sms.ReceiveTwilioMessage(sms_pb2.TwilioWebhook(form=broken), timeout=10))
+    request = sms_pb2.TwilioWebhook(form=broken)
+    refused = await refusal(sms.sms.ReceiveTwilioMessage(request, metadata=signed(MESSAGE, form), timeout=10))
     assert refused.fields == ["form"]
     assert await sms.rows("select count(*) from messages") == [(0,)]

@@ -10,7 +10,7 @@ from parley.sms.v1 import sms_pb2
 from tests.chat.service import refusal
 from tests.issuer import Metadata
 from tests.sms.conftest import Start
-from tests.sms.service import MESSAGE, PUBLIC_URL, STATUS, SmsProcess, body_of, new_sid, signed
+from tests.sms.service import FORM, MESSAGE, PUBLIC_URL, STATUS, SmsProcess, body_of, new_sid, signed
 from tests.sms.twilio_stand_in import ACCOUNT, OWN_NUMBER, signature
 
 ANA = "+14155550101"
@@ -21,8 +21,11 @@ def _form(**fields: str) -> dict[str, str]:
 
 
 async def _send(sms: SmsProcess, form: dict[str, str], metadata: Metadata) -> httpbody_pb2.HttpBody:
-    request = sms_pb2.TwilioWebhook(form=body_of(form))
-    return await sms.sms.ReceiveTwilioMessage(request, metadata=metadata, timeout=10)
+    return await _post(sms, body_of(form), metadata)
+
+
+async def _post(sms: SmsProcess, body: httpbody_pb2.HttpBody, metadata: Metadata) -> httpbody_pb2.HttpBody:
+    return await sms.sms.ReceiveTwilioMessage(sms_pb2.TwilioWebhook(form=body), metadata=metadata, timeout=10)
 
 
 async def test_wrong_signatures_are_refused_and_store_nothing(sms: SmsProcess) -> None:
@@ -112,18 +115,41 @@ async def test_without_a_token_every_webhook_is_refused(start_sms: Start) -> Non
 async def test_forms_that_are_none_are_refused(sms: SmsProcess) -> None:
     for content_type, data in (
         ("application/json", b"{}"),
-        ("application/x-www-form-urlencoded", b"a=%FF"),
-        ("application/x-www-form-urlencoded", b"&".join(b"a%d=b" % number for number in range(300))),
-        ("application/x-www-form-urlencoded", hashlib.sha256(b"x").digest()),
+        (FORM, b"a=%FF"),
+        (FORM, b"&".join(b"a%d=b" % number for number in range(300))),
+        (FORM, hashlib.sha256(b"x").digest()),
     ):
         body = httpbody_pb2.HttpBody(content_type=content_type, data=data)
-        refused = await refusal(sms.sms.ReceiveTwilioMessage(sms_pb2.TwilioWebhook(form=body), timeout=10))
+        refused = await refusal(_post(sms, body, signed(MESSAGE, {})))
         assert refused.code in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.PERMISSION_DENIED}, data[:20]
 
 
+async def test_a_form_whose_signature_can_be_none_of_twilios_is_not_even_read(
+    sms: SmsProcess, start_sms: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its fields are no form at all, which is not what it is refused for."""
+    body = httpbody_pb2.HttpBody(content_type=FORM, data=b"a=%FF")
+    for wrong in ("", "rubbish", "A" * 28, "A" * 43, "=" * 44, "A" * 1_000):
+        refused = await refusal(_post(sms, body, (("x-twilio-signature", wrong),)))
+        assert refused.reason == "WEBHOOK_SIGNATURE_WRONG", wrong
+    assert (await refusal(_post(sms, body, ()))).reason == "WEBHOOK_SIGNATURE_WRONG"
+    # What can be one is looked at: of SHA-1, of SHA-256.
+    for possible in ("A" * 27 + "=", "A" * 43 + "="):
+        assert (await refusal(_post(sms, body, (("x-twilio-signature", possible),)))).fields == ["form"]
+    async with start_sms(sms_provider="console", twilio_auth_token="") as without_token:
+        assert (await refusal(_post(without_token, body, signed(MESSAGE, {})))).reason == "WEBHOOK_SIGNATURE_WRONG"
+    capsys.readouterr()
+    async with start_sms(webhook_signatures="shadow") as shadow:
+        assert (await refusal(_post(shadow, body, ()))).fields == ["form"]
+    assert capsys.readouterr().out.count("webhook.signature_wrong") == 1
+
+
 async def test_a_form_beyond_every_text_is_refused_before_it_is_read(sms: SmsProcess) -> None:
-    await sms.text_in("+14155550101", "\N{GRINNING FACE}" * 10_000)
-    assert await sms.rows("select length(text) from messages") == [(10_000,)]
-    body = httpbody_pb2.HttpBody(content_type="application/x-www-form-urlencoded", data=b"Body=" + b"%41" * 100_000)
-    refused = await refusal(sms.sms.ReceiveTwilioMessage(sms_pb2.TwilioWebhook(form=body), timeout=10))
-    assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
+    # The longest that Twilio sends, with as many pictures as it takes.
+    pictures = {f"MediaUrl{n}": "https://api.twilio.com/2010-04-01/Accounts/" + "x" * 150 for n in range(10)}
+    types = {f"MediaContentType{n}": "image/jpeg" for n in range(10)}
+    await sms.text_in(ANA, "\N{GRINNING FACE}" * 1_600, NumMedia="10", **pictures, **types)
+    assert await sms.rows("select length(text) from messages") == [(1_600,)]
+    body = httpbody_pb2.HttpBody(content_type=FORM, data=b"Body=" + b"%41" * 11_000)
+    refused = await refusal(_post(sms, body, signed(MESSAGE, {"Body": "A" * 11_000})))
+    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["form"])
