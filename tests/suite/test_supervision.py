@@ -107,6 +107,21 @@ async def test_every_line_is_prefixed_with_its_child_and_kept_in_its_file_withou
     assert (folder / "ben.log").read_text() == "".join(f"ben says {number}\n" for number in range(3))
 
 
+async def test_a_child_whose_file_cannot_be_written_is_heard_to_its_end_and_that_is_said_once(folder: Path) -> None:
+    (folder / "bawl.log").mkdir()
+    suite = await start_small(folder, "bawl=loud:0")
+    output = await read_until(suite, "READY")
+    suite.send_signal(signal.SIGTERM)
+    code, rest, _ = await outcome(suite)
+    assert code == 0
+    output += rest
+    lines = [line for line in output.splitlines() if not line.endswith("x" * 1_000)]
+    assert len(output.splitlines()) - len(lines) == 1_000
+    assert [line for line in lines if "cannot be written" in line] == [
+        f"{folder / 'bawl.log'} cannot be written (Is a directory); until it can, lines of bawl stand here only"
+    ]
+
+
 async def test_a_child_that_ends_is_started_again_and_that_is_said(folder: Path) -> None:
     suite = await start_small(folder, "calm=good:0", "weak=fragile:1")
     await read_until(suite, "READY")
