@@ -96,6 +96,28 @@ async def test_a_second_ctrl_c_hurries_a_stubborn_child(folder: Path) -> None:
     assert marked(folder) == []
 
 
+async def test_a_terminal_that_closes_stops_the_suite(folder: Path) -> None:
+    suite = await start_small(folder, "base=good:0", "top=good:1")
+    await read_until(suite, "READY")
+    suite.send_signal(signal.SIGHUP)
+    assert (await outcome(suite))[0] == 0
+    assert (folder / "order").read_text().split() == ["top", "base"]
+
+
+async def test_a_suite_that_nohup_started_outlives_its_terminal(folder: Path) -> None:
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does it: what is ignored stays so in who is started
+    try:
+        suite = await start_small(folder, "one=good:0")
+    finally:
+        signal.signal(signal.SIGHUP, usual)
+    await read_until(suite, "READY")
+    suite.send_signal(signal.SIGHUP)
+    marked(folder)[0].kill()
+    assert "Stopping" not in await read_until(suite, "one runs again")
+    suite.send_signal(signal.SIGTERM)
+    assert (await outcome(suite))[0] == 0
+
+
 async def test_every_line_is_prefixed_with_its_child_and_kept_in_its_file_without_colour(folder: Path) -> None:
     suite = await start_small(folder, "ann=good:0", "ben=good:0")
     output = await read_until(suite, "READY")
