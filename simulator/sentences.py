@@ -7,6 +7,7 @@ the second leaves out ("I live in Lisbon and work at Acme") is put back. It unde
 import re
 from collections.abc import Iterator
 
+_SENTENCE_CHARACTERS = 400
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 _JOINT = re.compile(
     r"\s*(?:[,;:]|[,;]?\s(?:and|but|so|while|though|because|since))\s+(?:(?:and|but|so)\s+)?(?:also\s+)?"
@@ -21,8 +22,16 @@ _LEFT_OUT = re.compile(
 
 
 def sentences(text: str) -> Iterator[str]:
-    """The sentences of a text, each with the mark that ends it."""
-    return (found.strip() for found in _SENTENCE.findall(text) if found.strip())
+    """The sentences of a text, each with the mark that ends it; of a long one the whole words at its beginning."""
+    return (_begun(found.strip()) for found in _SENTENCE.findall(text) if found.strip())
+
+
+def _begun(sentence: str) -> str:
+    """Whoever reads a sentence looks from many places of it to its end, so that a long one would hold everybody up."""
+    if len(sentence) <= _SENTENCE_CHARACTERS:
+        return sentence
+    mark = sentence[-1] if sentence[-1] in ".!?" else ""
+    return sentence[:_SENTENCE_CHARACTERS].rsplit(maxsplit=1)[0] + mark
 
 
 def statements(sentence: str) -> list[str]:

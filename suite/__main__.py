@@ -24,8 +24,6 @@ from suite.settings import SuiteSettings, bad_settings, check_settings, read_env
 from suite.start_up import StartUp
 from suite.supervisor import Supervisor
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 
 def main() -> int:
     """Run the suite; the exit code."""
@@ -68,9 +66,7 @@ def _run_plan(plan: Plan) -> None:
 
 async def _run(plan: Plan) -> None:
     supervisor = Supervisor(plan.terminal)
-    loop = asyncio.get_running_loop()
-    for number in SIGNALS:
-        loop.add_signal_handler(number, supervisor.request_stop)
+    supervisor.stop_at_signals()
     start_up = StartUp(plan, supervisor)
 
     async def start() -> None:

@@ -1,6 +1,7 @@
 """What the person at the terminal sees, and the same in files: one line at a time, prefixed with who said it.
 
 A log file is bounded: at LOG_BYTES it becomes `<name>.log.1`. Colour goes to a terminal only, never into a file.
+Whatever is wrong with a file, a child is heard: one that nobody reads would stop at its next full pipe.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import sys
 from asyncio import StreamReader
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -61,19 +63,41 @@ class Log:
         self._name = name
         self._terminal = terminal
         self._sink: BinaryIO | None = None
+        self._is_written = True
 
     def write(self, line: str) -> None:
-        """Take one line, without its end."""
+        """Take one line, without its end. A file that cannot be written costs its lines, is told once, and tried again."""
         plain = without_escapes(line)
         self.last_lines.append(plain)
         self._terminal.relay(self._name, line)
-        sink = self._sink or self.path.open("ab")
-        sink.write(f"{plain}\n".encode())
-        sink.flush()
-        self._sink = sink
-        if sink.tell() > LOG_BYTES:
+        try:
+            self._append(f"{plain}\n".encode())
+        except OSError as error:
             self.close()
-            self.path.replace(self.path.with_suffix(".log.1"))
+            self._tell(error)
+        else:
+            self._is_written = True
+
+    def _append(self, line: bytes) -> None:
+        sink = self._opened()
+        # Before the line, not after it: a file that cannot begin again must not grow by one with each try.
+        if sink.tell() >= LOG_BYTES:
+            self.close()
+            with suppress(FileNotFoundError):  # somebody deleted it
+                self.path.replace(self.path.with_suffix(".log.1"))
+            sink = self._opened()
+        sink.write(line)
+        sink.flush()
+
+    def _opened(self) -> BinaryIO:
+        self._sink = self._sink or self.path.open("ab")
+        return self._sink
+
+    def _tell(self, error: OSError) -> None:
+        if self._is_written:
+            said = f"{self.path} cannot be written ({error.strerror}); until it can, lines of {self._name} stand here only"
+            self._terminal.say(said)
+        self._is_written = False
 
     def show(self, line: str) -> None:
         """Take one line that stands in the file already."""
@@ -81,9 +105,10 @@ class Log:
 
     def close(self) -> None:
         """Close the file; the next line opens it again."""
-        if self._sink is not None:
-            self._sink.close()
-            self._sink = None
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            with suppress(OSError):  # what a full disk did not take is tried once more, and refused again
+                sink.close()
 
 
 def without_escapes(line: str) -> str:
@@ -106,7 +131,10 @@ async def relay(source: StreamReader, write: Callable[[str], None]) -> None:
 
 
 async def follow(path: Path, write: Callable[[str], None]) -> None:
-    """Pass on what is appended to a file from now on, and keep the file bounded; ends by cancellation only."""
+    """Pass on what is appended to a file from now on, and keep the file bounded; ends by cancellation only.
+
+    A file that is deleted or emptied begins anew; one that cannot be read or copied just now is looked at again.
+    """
     position = await asyncio.to_thread(_size, path)
     while True:
         await asyncio.sleep(FOLLOW_SECONDS)
@@ -114,28 +142,41 @@ async def follow(path: Path, write: Callable[[str], None]) -> None:
         for line in lines:
             write(line)
         if position > LOG_BYTES:
-            position = await asyncio.to_thread(_start_afresh, path)
+            position = await asyncio.to_thread(_start_afresh, path, position)
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _appended(path: Path, position: int) -> tuple[list[str], int]:
     """The whole lines after `position`, and where they end."""
-    with path.open("rb") as source:
-        source.seek(position)
-        data = source.read(LOG_BYTES)
+    try:
+        with path.open("rb") as source:
+            if source.seek(0, os.SEEK_END) < position:
+                position = 0
+            source.seek(position)
+            data = source.read(LOG_BYTES)
+    except FileNotFoundError:
+        return [], 0
+    except OSError:
+        return [], position
     whole = data[: data.rfind(b"\n") + 1]
     if not whole and len(data) == LOG_BYTES:  # a line without end is passed on in pieces
         whole = data
     return [_text(line) for line in whole.splitlines()], position + len(whole)
 
 
-def _start_afresh(path: Path) -> int:
+def _start_afresh(path: Path, position: int) -> int:
     """Copy, then empty: the writer has the file open for appending and goes on at its new end."""
-    shutil.copyfile(path, path.with_suffix(".log.1"))
-    os.truncate(path, 0)
+    try:
+        shutil.copyfile(path, path.with_suffix(".log.1"))
+        os.truncate(path, 0)
+    except OSError:
+        return position
     return 0
 
 

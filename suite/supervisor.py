@@ -5,6 +5,7 @@ Parts are stopped level by level, the highest first, so that nobody loses what i
 """
 
 import asyncio
+import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -52,6 +53,16 @@ class Supervisor:
             self.stop_requested.set()
         else:
             self.hurry.set()
+
+    def stop_at_signals(self) -> None:
+        """Request a stop at SIGINT and SIGTERM, and at SIGHUP where that was not ignored from the beginning."""
+        signals = [signal.SIGINT, signal.SIGTERM]
+        # nohup has it ignored, and whoever used it wants the suite to outlive the terminal.
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signals.append(signal.SIGHUP)
+        loop = asyncio.get_running_loop()
+        for number in signals:
+            loop.add_signal_handler(number, self.request_stop)
 
     async def bring_up(self, part: Part, *, level: int) -> None:
         """Start a part, return when it is ready, keep it from then on."""

@@ -1,6 +1,7 @@
 """Dumps as text: those of `sqlite3 FILE .dump`, and plain ones of `pg_dump` with its COPY blocks (its default).
 
-Nothing of a dump is run but the creation and filling of tables, by a connection that may do nothing else.
+Nothing of a dump is run but the creation and filling of tables, by a connection that may do nothing else. A byte that is
+no text in the dump's encoding is read as a surrogate, and a byte again in SQLite: the conversion of the value finds it.
 """
 
 import re
@@ -9,11 +10,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Final
 
+from suite.earlier.values import is_utf8
 from suite.errors import SuiteError
 
 _HEAD_BYTES: Final = 65_536
 _MOST_CHARACTERS: Final = 64_000_000
 _MOST_NOTES: Final = 20
+_ENCODING: Final = re.compile(rb"^SET client_encoding = '(\w+)';", re.MULTILINE)
+# In any other (SQL_ASCII says none) what is no UTF-8 is no text.
+_ENCODINGS: Final = {
+    **{f"LATIN{number}": f"latin{number}" for number in range(1, 11)},
+    **{f"ISO_8859_{number}": f"iso8859_{number}" for number in range(5, 9)},
+    **{f"WIN{number}": f"cp{number}" for number in (866, 874, *range(1250, 1259))},
+    "KOI8R": "koi8_r",
+    "KOI8U": "koi8_u",
+    "EUC_CN": "gb2312",
+    "EUC_JP": "euc_jp",
+    "EUC_JIS_2004": "euc_jis_2004",
+    "EUC_KR": "euc_kr",
+}
 _COPY: Final = re.compile(r'COPY (?:"?\w+"?\.)?("(?:[^"]|"")+"|\w+) \((.+)\) FROM stdin;')
 _KEPT: Final = re.compile(r"(create\s+table|insert\s+into)\s(?!\s*[\"'`]?sqlite_)", re.IGNORECASE)
 _ALLOWED: Final = frozenset(
@@ -35,8 +50,10 @@ def fill_from_dump(work: sqlite3.Connection, path: Path) -> list[str]:
     """
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as text:
-        if b"PostgreSQL database dump" in head:
+    is_postgres = b"PostgreSQL database dump" in head
+    encoding = _encoding(head) if is_postgres else "utf-8"
+    with path.open(encoding=encoding, errors="surrogateescape", newline="\n") as text:
+        if is_postgres:
             return _fill_from_postgres(work, text, path)
         if head.lstrip()[:6].upper() in {b"PRAGMA", b"BEGIN "}:
             return _fill_from_sqlite(work, text, path)
@@ -45,6 +62,11 @@ def fill_from_dump(work: sqlite3.Connection, path: Path) -> list[str]:
         " default), or with `pg_restore --file=dump.sql` of a custom one",
         exit_code=2,
     )
+
+
+def _encoding(head: bytes) -> str:
+    said = _ENCODING.search(head)
+    return _ENCODINGS.get(said[1].decode(errors="replace"), "utf-8") if said else "utf-8"
 
 
 def _fill_from_sqlite(work: sqlite3.Connection, text: IO[str], path: Path) -> list[str]:
@@ -58,7 +80,7 @@ def _fill_from_sqlite(work: sqlite3.Connection, text: IO[str], path: Path) -> li
             continue
         try:
             work.execute(statement)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeEncodeError) as error:
             _note(notes, f"the statement that ends on line {number} was not read: {type(error).__name__}")
     work.execute("commit")
     work.set_authorizer(None)
@@ -77,9 +99,14 @@ def _statements(text: IO[str], path: Path) -> Iterator[tuple[int, str]]:
         size += len(line)
         if size > _MOST_CHARACTERS:
             raise SuiteError(f"{path}: the statement on line {number} does not end", exit_code=2)
-        if line.rstrip().endswith(";") and sqlite3.complete_statement("".join(held)):
+        if line.rstrip().endswith(";") and _is_complete("".join(held)):
             yield number, "".join(held).lstrip()
             held, size = [], 0
+
+
+def _is_complete(statement: str) -> bool:
+    """Also of one with characters that SQLite refuses."""
+    return sqlite3.complete_statement(statement.encode(errors="replace").decode().replace("\0", " "))
 
 
 def _unistr(text: str) -> str:
@@ -107,10 +134,9 @@ def _fill_from_postgres(work: sqlite3.Connection, text: IO[str], path: Path) -> 
 def _copy(
     work: sqlite3.Connection, table: str, columns: Sequence[str], lines: Iterator[tuple[int, str]], notes: list[str]
 ) -> None:
-    names = ", ".join('"' + name.replace('"', '""') + '"' for name in columns)
-    target = '"' + table.replace('"', '""') + '"'
-    work.execute(f"create table if not exists {target} ({names})")
-    adding = f"insert into {target} values ({', '.join('?' * len(columns))})"
+    target, *names = (_quoted(name) for name in (table, *columns))
+    work.execute(f"create table if not exists {target} ({', '.join(names)})")
+    adding = f"insert into {target} values ({', '.join(['cast(? as text)'] * len(columns))})"
     for number, line in lines:
         if line.rstrip("\r\n") == "\\.":
             return
@@ -118,8 +144,17 @@ def _copy(
         if len(values) != len(columns):
             _note(notes, f"line {number} was not read: {len(values)} values for {len(columns)} columns of {table}")
             continue
-        work.execute(adding, values)
+        work.execute(adding, [_bound(value) for value in values])
     _note(notes, f"the dump ends within table {table}: it is not whole")
+
+
+def _quoted(name: str) -> str:
+    known = name.encode(errors="backslashreplace").decode()
+    return '"' + known.replace('"', '""') + '"'
+
+
+def _bound(value: str | None) -> str | bytes | None:
+    return value if value is None or is_utf8(value) else value.encode("utf-8", "surrogateescape")
 
 
 def _unescaped(value: str) -> str | None:

@@ -103,7 +103,10 @@ class Import:
         return (dict(zip(names, row, strict=True)) for row in self._source.rows(statement))
 
     async def _load_user(self, old: Mapping[str, Any], users: Table) -> None:
-        naming = self._options.rules.names.get(values.key(old["id"]), Naming())
+        old_id = values.key(old["id"])
+        if not values.is_utf8(old_id):
+            raise RefusedError("its id is not UTF-8")
+        naming = self._options.rules.names.get(old_id, Naming())
         if any(self._source.rows("select 1 from parley_users where old_id = ?", [old["id"]])):
             raise RefusedError("another old user has the same id")
         if naming.user is not None:

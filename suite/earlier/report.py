@@ -42,6 +42,8 @@ class Report:
 
     def _tell(self, kind: str, outcome: str, old_id: str, reason: str) -> None:
         self.counts[kind, outcome] += 1
+        # An id that was no UTF-8 where it stood can be written nowhere.
+        old_id = old_id.encode(errors="replace").decode()
         where = (kind, outcome, reason)
         self._reasons[where] += 1
         ids = self._ids.setdefault(where, [])

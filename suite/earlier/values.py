@@ -22,8 +22,11 @@ _OPEN: Final = frozenset(
 # Seconds until the year 5138: a greater number is one of milliseconds.
 _MOST_SECONDS: Final = 100_000_000_000
 _GREATEST: Final = 2_147_483_647
+# Python refuses to read a number of more than some thousand.
+_MOST_DIGITS: Final = 20
 # In a dump numbers are texts; nine digits and more are no date.
 _SECONDS: Final = re.compile(r"-?\d{9,16}(\.\d+)?")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _FIRST: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -51,9 +54,14 @@ def text(value: Any) -> str:
     if isinstance(value, bytes):
         raise BadValueError("is no text")
     found = str(value)
-    if any("\ud800" <= one <= "\udfff" for one in found):
+    if not is_utf8(found):
         raise BadValueError("is not UTF-8")
     return found
+
+
+def is_utf8(found: str) -> bool:
+    """Whether the text was UTF-8 where it was read. One that was not can be bound to no statement and written to no file."""
+    return _SURROGATE.search(found) is None
 
 
 def without_controls(found: str) -> str:
@@ -69,9 +77,10 @@ def time(value: Any, zone: dt.tzinfo) -> dt.datetime | None:
         value = float(value)
     try:
         found = _since_1970(value) if isinstance(value, int | float) else dt.datetime.fromisoformat(text(value).strip())
+        # In UTC the first day of the year 1 and the last of 9999 may be none.
+        found = (found if found.tzinfo else found.replace(tzinfo=zone)).astimezone(dt.UTC)
     except (ValueError, OverflowError, OSError):
         raise BadValueError("is no time") from None
-    found = (found if found.tzinfo else found.replace(tzinfo=zone)).astimezone(dt.UTC)
     if not _FIRST <= found < dt.datetime.now(dt.UTC) + dt.timedelta(days=36_525):
         raise BadValueError("is a time before 1970 or in a hundred years")
     return found
@@ -129,6 +138,6 @@ def role(value: Any, roles: dict[str, str]) -> str:
 
 def count(value: Any) -> int | None:
     """A whole number of tokens; None for none, and for what is no such number."""
-    if isinstance(value, str) and value.isdecimal():
+    if isinstance(value, str) and value.isdecimal() and len(value) <= _MOST_DIGITS:
         value = int(value)
     return value if isinstance(value, int) and 0 <= value <= _GREATEST else None

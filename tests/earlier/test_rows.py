@@ -59,6 +59,43 @@ async def test_a_bad_row_costs_itself_and_is_told_by_its_id(
     assert await seen.texts(talk.id) == [(1, "user", "first"), (2, "assistant", "a[1mb"), (3, "user", "last")]
 
 
+async def test_ids_that_are_no_text_and_values_beyond_every_bound_end_nothing(
+    auth: RunningAuth, chat: ChatProcess, run: Run, tmp_path: Path, name: str
+) -> None:
+    path = systems.write(
+        tmp_path / "old.db", USERS.replace("integer", "text"), TALKS.replace("integer", "text"),
+        MESSAGES.replace("integer", "text").replace("content", "content, input_tokens, output_tokens"),
+        users=[(one, f"{name}{one}", f"{name}{one}@example.com", systems.hashed(), TIME) for one in ("1", "bad")],
+        conversations=[("bad", "1", "One", TIME), ("2", "bad", "Not theirs", TIME), ("3", "1", "Two", TIME)],
+        messages=[
+            ("1", "bad", "user", "first", None, None, TIME), ("2", "bad", "assistant", "second", "9" * 5_000, "7", TIME),
+            ("3", "bad", "user", "third", None, None, "0001-01-01T00:00:00+02:00"),
+            ("4", "bad", "user", "fourth", None, None, "9999-12-31 23:59:59"),
+            ("bad", "bad", "robot", "fifth", None, None, TIME), ("6", "3", "user", "sixth", None, None, TIME),
+        ],
+    )  # fmt: skip
+    with sqlite3.connect(path) as connection:
+        for table, column in (
+            *(("users", "id"), ("conversations", "id"), ("conversations", "user_id")),
+            *(("messages", "id"), ("messages", "conversation_id")),
+        ):
+            connection.execute(f"update {table} set {column} = cast(x'62ff64' as text) where {column} = 'bad'")
+    written = tmp_path / "report.jsonl"
+    given = ("--system", "small-chatbot", "--timezone", "America/New_York", "--report", written)
+    code, said, errors = await run("import", path, *given)
+    assert (code, errors) == (3, ""), said
+    told = {(one["kind"], one["id"], one["reason"]) for one in map(json.loads, written.read_text().splitlines())}
+    assert {(kind, old_id) for kind, old_id, _ in told} == {
+        *(("messages", old_id) for old_id in ("3", "4", "b?d")), ("users", "b?d"), ("conversations", "2"),
+    }  # fmt: skip
+    assert ("users", "b?d", "its id is not UTF-8") in told
+    [(user_id,)] = await auth.execute("select cast(id as text) from users where username = %s", f"{name}1")
+    seen = Seen(chat, user_id)
+    talks = {one.title: one.id for one in await seen.conversations()}
+    assert set(talks) == {"One", "Two"}
+    assert await seen.texts(talks["One"]) == [(1, "user", "first"), (2, "assistant", "second")]
+
+
 async def test_names_of_others_are_told_and_resolved(
     auth: RunningAuth, chat: ChatProcess, run: Run, tmp_path: Path, name: str
 ) -> None:
@@ -225,6 +262,57 @@ async def test_a_plain_dump_of_postgres(auth: RunningAuth, chat: ChatProcess, ru
     [one] = await seen.conversations()
     assert await seen.texts(one.id) == [(1, "user", "Tab\there\nand \\ back"), (2, "assistant", "Yes")]
     await auth.login(name, systems.PASSWORD)
+
+
+DUMPED = """--
+-- PostgreSQL database dump
+--
+SET client_encoding = '{encoding}';
+COPY public.users (id, username, email, hashed_password) FROM stdin;
+1\t{name}\t{name}@example.com\t{hashed}
+2\t{name}é\t{name}2@example.com\t{hashed}
+\\.
+COPY public.conversations (id, user_id, title, created_at) FROM stdin;
+1\t1\tOne\t2024-01-01 10:00:00
+\\.
+COPY public.messages (id, conversation_id, role, content, created_at) FROM stdin;
+1\t1\tuser\tUm café\t2024-01-01 10:00:00
+2\t1\tassistant\tGladly\t2024-01-01 10:00:01
+\\.
+COPY public."é" ("é") FROM stdin;
+é
+\\.
+"""
+
+
+@pytest.mark.parametrize(("encoding", "is_known"), [("LATIN1", True), ("WIN1252", True), ("SQL_ASCII", False)])
+async def test_a_dump_of_postgres_in_another_encoding(
+    auth: RunningAuth, chat: ChatProcess, run: Run, tmp_path: Path, name: str, encoding: str, *, is_known: bool
+) -> None:
+    dump = tmp_path / "dump.sql"
+    dump.write_bytes(DUMPED.format(encoding=encoding, name=name, hashed=systems.hashed()).encode("latin-1"))
+    code, said, errors = await run("import", dump, "--system", "small-chatbot")
+    assert (code, errors) == (3, ""), said
+    assert ("is not UTF-8" in said) is not is_known
+    [(user_id,)] = await auth.execute("select cast(id as text) from users where username = %s", name)
+    seen = Seen(chat, user_id)
+    [one] = await seen.conversations()
+    assert [text for *_, text in await seen.texts(one.id)] == (["Um café", "Gladly"] if is_known else ["Gladly"])
+
+
+async def test_a_statement_of_a_dump_that_is_no_text_costs_itself(
+    auth: RunningAuth, chat: ChatProcess, run: Run, tmp_path: Path, name: str
+) -> None:
+    with sqlite3.connect(systems.small_chatbot(tmp_path / "old.db", name)) as connection:
+        lines = ["PRAGMA foreign_keys=OFF;", *connection.iterdump()]
+    dump = tmp_path / "dump.sql"
+    bad = [rb"INSERT INTO messages VALUES(50,1,'user','caf" + end + rb"',1700000103);" for end in (b"\xe9", b"\0")]
+    dump.write_bytes(b"\n".join([*(line.encode() for line in lines), *bad, b""]))
+    code, said, errors = await run("import", dump, "--system", "small-chatbot")
+    assert (code, errors) == (0, ""), said
+    assert said.count("was not read") == len(bad)
+    [(user_id,)] = await auth.execute("select cast(id as text) from users where username = %s", name)
+    assert len(await Seen(chat, user_id).conversations()) == 3
 
 
 async def test_what_memory_is_told_is_spread_and_left_to_who_wants_it(

@@ -35,6 +35,23 @@ def test_what_is_no_time_of_then_is_refused(old: Any) -> None:
         values.past(old, dt.UTC)
 
 
+@pytest.mark.parametrize(
+    ("old", "zone"),
+    [
+        *(("0001-01-01T00:00:00+02:00", "UTC"), ("0001-01-01", "Europe/Berlin")),
+        *(("9999-12-31 23:59:59", "America/New_York"), ("9999-12-31T23:59:59-01:00", "UTC")),
+    ],
+)
+def test_what_is_no_time_in_utc_is_refused(old: str, zone: str) -> None:
+    with pytest.raises(values.BadValueError):
+        values.time(old, ZoneInfo(zone))
+
+
+@pytest.mark.parametrize(("old", "meant"), [("12", 12), (12, 12), ("9" * 5_000, None), (2**40, None), ("some", None)])
+def test_a_number_of_tokens(old: Any, meant: int | None) -> None:
+    assert values.count(old) == meant
+
+
 def test_the_same_row_has_the_same_id_and_no_other_has_it() -> None:
     named = [
         *(("one", "users", "1", ""), ("two", "users", "1", ""), ("one", "user", "s1", ""), ("one", "users", "11", "")),

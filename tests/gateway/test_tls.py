@@ -62,6 +62,21 @@ async def secured_auth(auth_database: ServiceDatabase, tmp_path: Path, certifica
     await task
 
 
+async def test_strict_clients_accept_the_certificates(certificates: Path) -> None:
+    """Python checks certificates like that by default since its release 3.13."""
+    ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificates / "ca.pem")
+    theirs = ssl.create_default_context(cafile=certificates / "ca.pem")
+    for name, context in (("edge", theirs), ("auth", ours)):
+        context.load_cert_chain(certificates / f"{name}.pem", certificates / f"{name}.key")
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        context.verify_mode = ssl.CERT_REQUIRED
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=ours) as server:
+        port = server.sockets[0].getsockname()[1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=theirs, server_hostname="auth.parley")
+        assert await reader.read() == b""
+        writer.close()
+
+
 async def test_a_service_speaks_only_to_who_shows_a_certificate_of_the_suite(
     secured_auth: int, certificates: Path, tmp_path: Path
 ) -> None:

@@ -70,6 +70,12 @@ async def test_small_talk_and_questions_come_to_nothing(client: AsyncOpenAI, tex
     assert await operations(client, "KNOWN FACTS", "none", "", "MESSAGES", said(1, text)) == []
 
 
+async def test_of_a_sentence_without_end_the_beginning_counts(client: AsyncOpenAI) -> None:
+    text = f"I live in Faro, {'I ' * 2_500} and I like tea"
+    assert [one["text"] for one in await operations(client, "MESSAGES", said(1, text))] == ["The user lives in Faro."]
+    assert await operations(client, "MESSAGES", said(1, f"I live in Faro, {'or so ' * 500}?")) == []
+
+
 async def test_the_assistant_says_no_facts(client: AsyncOpenAI) -> None:
     assert await operations(client, "MESSAGES", said(1, "I live in the cloud.", "assistant")) == []
 

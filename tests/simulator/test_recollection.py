@@ -91,3 +91,11 @@ def test_a_value_ends_where_the_next_statement_begins_and_a_list_stays_whole() -
     said = "My favourite dish is rice and beans, and my shoe size is 39 but I wear 40."
     assert asked("What is my favourite dish?", said) == "Your favourite dish is rice and beans."
     assert asked("What is my shoe size?", said) == "Your shoe size is 39."
+
+
+def test_of_a_sentence_without_end_the_beginning_counts() -> None:
+    unknown = "You have not told me where you live."
+    assert asked("Where do I live?", f"I live in Faro, {'I ' * 2_500}") == "You live in Faro."
+    assert asked("Where do I live?", f"{'I ' * 2_500}live in Faro.") == unknown
+    assert asked("Where do I live?", f"{'so ' * 129}I live in Faroe") == unknown, "half a word is none"
+    assert asked("Where do I live?", f"I live in Faro, {'or so ' * 500}?") == unknown, "it asks"

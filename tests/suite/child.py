@@ -2,7 +2,8 @@
 
 It says when it is ready by a file, notes its end in `order`, and misbehaves as its mode says: `good`, `stubborn` (ignores
 SIGTERM), `broken` (ends at once), `settings` (ends like a service with a bad setting), `fragile` (ends when a file `break`
-appears), `parent` (has a child of its own), `deaf` (good; whoever asks whether it is ready again is not cancelled at once).
+appears), `parent` (has a child of its own), `deaf` (good; whoever asks whether it is ready again is not cancelled at once),
+`loud` (good; says more than a pipe holds before it is ready).
 """
 
 import signal
@@ -24,6 +25,8 @@ def main(name: str, mode: str, folder: Path) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN if mode == "stubborn" else lambda *_: sys.exit(0))
     if mode == "parent":
         subprocess.Popen(["sleep", "300"])  # noqa: S607  # the system's sleep
+    if mode == "loud":
+        print("\n".join(["x" * 1_000] * 1_000), flush=True)  # noqa: T201  # its output is the point
     (folder / f"{name}.ready").write_text("")
     try:
         while not (mode == "fragile" and (folder / "break").exists()):

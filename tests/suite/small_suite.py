@@ -51,8 +51,7 @@ async def _loses_a_cancellation(folder: Path) -> bool:
 async def run(folder: Path, wanted: list[str]) -> None:
     terminal = Terminal()
     supervisor = Supervisor(terminal)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, supervisor.request_stop)
+    supervisor.stop_at_signals()
 
     async def start() -> None:
         for text in wanted:

@@ -96,6 +96,28 @@ async def test_a_second_ctrl_c_hurries_a_stubborn_child(folder: Path) -> None:
     assert marked(folder) == []
 
 
+async def test_a_terminal_that_closes_stops_the_suite(folder: Path) -> None:
+    suite = await start_small(folder, "base=good:0", "top=good:1")
+    await read_until(suite, "READY")
+    suite.send_signal(signal.SIGHUP)
+    assert (await outcome(suite))[0] == 0
+    assert (folder / "order").read_text().split() == ["top", "base"]
+
+
+async def test_a_suite_that_nohup_started_outlives_its_terminal(folder: Path) -> None:
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does it: what is ignored stays so in who is started
+    try:
+        suite = await start_small(folder, "one=good:0")
+    finally:
+        signal.signal(signal.SIGHUP, usual)
+    await read_until(suite, "READY")
+    suite.send_signal(signal.SIGHUP)
+    marked(folder)[0].kill()
+    assert "Stopping" not in await read_until(suite, "one runs again")
+    suite.send_signal(signal.SIGTERM)
+    assert (await outcome(suite))[0] == 0
+
+
 async def test_every_line_is_prefixed_with_its_child_and_kept_in_its_file_without_colour(folder: Path) -> None:
     suite = await start_small(folder, "ann=good:0", "ben=good:0")
     output = await read_until(suite, "READY")
@@ -105,6 +127,21 @@ async def test_every_line_is_prefixed_with_its_child_and_kept_in_its_file_withou
         f"ann        | ann says {number}" for number in range(3)
     ]
     assert (folder / "ben.log").read_text() == "".join(f"ben says {number}\n" for number in range(3))
+
+
+async def test_a_child_whose_file_cannot_be_written_is_heard_to_its_end_and_that_is_said_once(folder: Path) -> None:
+    (folder / "bawl.log").mkdir()
+    suite = await start_small(folder, "bawl=loud:0")
+    output = await read_until(suite, "READY")
+    suite.send_signal(signal.SIGTERM)
+    code, rest, _ = await outcome(suite)
+    assert code == 0
+    output += rest
+    lines = [line for line in output.splitlines() if not line.endswith("x" * 1_000)]
+    assert len(output.splitlines()) - len(lines) == 1_000
+    assert [line for line in lines if "cannot be written" in line] == [
+        f"{folder / 'bawl.log'} cannot be written (Is a directory); until it can, lines of bawl stand here only"
+    ]
 
 
 async def test_a_child_that_ends_is_started_again_and_that_is_said(folder: Path) -> None:
