@@ -59,7 +59,7 @@ class SignInDelays:
 
     def attempt(self, name: str, origin: Origin) -> Attempt:
         """An attempt to sign in with this name."""
-        address = _network(origin.address)
+        address = network(origin.address)
         return Attempt(
             pair_key=self._seal.fingerprint(f"sign-in pair {address} {name.lower()}".encode()),
             name_key=self._name_key(name),
@@ -103,7 +103,7 @@ class SignInDelays:
         return self._seal.fingerprint(f"sign-in name {name.lower()}".encode())
 
 
-def _network(address: str | None) -> str | None:
+def network(address: str | None) -> str | None:
     """What one client can have many addresses of: of IPv6 a /64."""
     if address is None:
         return None
