@@ -94,7 +94,7 @@ async def assembled(settings: AuthSettings) -> AsyncIterator[Assembly]:
                 await parts.enter_async_context(auth.jobs.working(concurrency=settings.job_concurrency))
                 yield auth
         finally:
-            passwords.close()
+            await passwords.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,25 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from parley.auth.v1 import auth_pb2
 from parley.type.v1 import error_reason_pb2 as reasons
+from services.auth.passwords import Checked, HashCost, Passwords
 from services.runtime.errors import ResourceExhausted, ServiceError
 from suite.databases import ServiceDatabase
-from tests.auth.harness import PASSWORD, RunningAuth, make_settings, new_name, refusal, running_auth
+from tests.auth.harness import (
+    CALL_SECONDS,
+    PASSWORD,
+    RunningAuth,
+    make_settings,
+    new_name,
+    refusal,
+    running_auth,
+    until,
+)
 
 StartAuth = Callable[..., Awaitable[RunningAuth]]
 WRONG = "a wrong password"
@@ -46,6 +57,10 @@ async def pass_time(auth: RunningAuth, seconds: float) -> None:
         seconds,
         seconds,
     )
+
+
+async def statements_about(noted: list[tuple[str, Any]], part: str) -> bool:
+    return any(part in statement for statement, _ in noted)
 
 
 @pytest.mark.parametrize("is_known", [True, False])
@@ -135,6 +150,59 @@ async def test_failures_are_counted_by_all_processes_and_at_once(
         # What was being hashed, or about to be, when the failures became known may have been too many: two threads each.
         assert 4 <= told.count(reasons.ERROR_REASON_CREDENTIALS_WRONG) <= 20
         assert set(told) == {reasons.ERROR_REASON_CREDENTIALS_WRONG, reasons.ERROR_REASON_SIGN_IN_DELAYED}
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_who_leaves_before_the_answer_is_counted_all_the_same(
+    own_database: ServiceDatabase, tmp_path: Path, *, is_known: bool
+) -> None:
+    slow = make_settings(
+        own_database, tmp_path, sign_in_free_failures=2, argon2_time_cost=30, argon2_memory_kib=16_384, argon2_parallelism=1
+    )
+    async with running_auth(own_database, slow) as auth:
+        name = (await auth.register()).username if is_known else new_name()
+        for number in range(3):
+            with auth.noted_statements() as statements:
+                request = auth_pb2.LoginRequest(username=name, password=f"guess {number}")
+                call = auth.auth.Login(request, timeout=CALL_SECONDS)
+                # Its turn has come: the delay is looked at, and the hash is next.
+                await until(lambda: statements_about(statements, "sign_in_failures"))
+                assert call.cancel()
+                await until(lambda: statements_about(statements, "INSERT INTO sign_in_failures"))
+        await until(lambda: auth.execute("select 1 from sign_in_failures where failures = 3 and key <> name_key"))
+        assert await auth.execute("select count(*) from audit_events where kind = 'sign_in_refused'") == [(3,)]
+        await auth.execute("update sign_in_failures set delay_until = now() + interval '1 hour'")
+        assert (await fail(auth, name, "127.0.0.1")).reason == reasons.ERROR_REASON_SIGN_IN_DELAYED
+
+
+async def test_a_hash_that_nobody_waits_for_keeps_its_turn() -> None:
+    passwords = Passwords(HashCost(30, 16_384, 1), threads=1, most_waiting=5, wait_seconds=CALL_SECONDS)
+    done, begun = list[str](), asyncio.Event()
+
+    async def check(who: str) -> None:
+        async def first() -> None:
+            done.append(f"{who} began")
+            begun.set()
+
+        async def then(checked: Checked) -> None:
+            done.append(f"{who} was {checked.is_right}")
+
+        await passwords.check(who, None, first=first, then=then)
+
+    leaving = asyncio.create_task(check("one"))
+    await begun.wait()
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    assert leaving.cancelled()
+    assert done == ["one began"]
+    await check("two")
+    assert done == ["one began", "one was False", "two began", "two was False"]
+    begun.clear()
+    leaving = asyncio.create_task(check("three"))
+    await begun.wait()
+    leaving.cancel()
+    await passwords.close()
+    assert done[4:] == ["three began", "three was False"]
 
 
 async def test_a_stolen_session_does_not_guess_the_password(strict: RunningAuth) -> None:
