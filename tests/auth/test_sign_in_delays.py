@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
-from parley.auth.v1 import auth_pb2
+from parley.auth.v1 import auth_pb2, user_pb2
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.auth.passwords import Checked, HashCost, Passwords
 from services.runtime.errors import ResourceExhausted, ServiceError
@@ -203,6 +205,65 @@ async def test_a_hash_that_nobody_waits_for_keeps_its_turn() -> None:
     leaving.cancel()
     await passwords.close()
     assert done[4:] == ["three began", "three was False"]
+
+
+async def password_token(auth: RunningAuth, user_id: str) -> str:
+    request = user_pb2.CreatePasswordTokenRequest(user_id=user_id)
+    answer = await auth.users.CreatePasswordToken(request, metadata=(await auth.administrator()).metadata)
+    return answer.token
+
+
+async def set_password(auth: RunningAuth, token: str) -> None:
+    request = auth_pb2.SetPasswordRequest(token=token, new_password="another good one")
+    await auth.auth.SetPassword(request, timeout=CALL_SECONDS)
+
+
+@asynccontextmanager
+async def besides(auth: RunningAuth) -> AsyncIterator[psycopg.AsyncConnection]:
+    """A transaction of another process of the service."""
+    async with await psycopg.AsyncConnection.connect(auth.database.url) as connection:
+        await connection.execute("select set_config('parley.scope', 'service', false)")
+        yield connection
+
+
+async def who_waits(auth: RunningAuth) -> list[tuple[Any, ...]]:
+    return await auth.execute(
+        "select pid from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    )
+
+
+async def test_counting_and_forgetting_at_once_do_not_lock_each_other_out(strict: RunningAuth) -> None:
+    person = await strict.register()
+    token = await password_token(strict, person.id)
+    await strict.execute("delete from sign_in_failures")
+    await fail(strict, person.username)
+    # As they may lie after many changes: whoever takes them as they lie takes the last key first.
+    await strict.execute(
+        "with gone as (delete from sign_in_failures returning *) insert into sign_in_failures select * from gone"
+        " order by key desc"
+    )
+    lock = b"select from sign_in_failures where name_key is not null order by key%s limit 1 for update"
+    async with besides(strict) as counting:
+        await counting.execute(lock % b"")
+        setting = asyncio.create_task(set_password(strict, token))
+        await until(lambda: who_waits(strict))
+        await counting.execute(lock % b" desc")
+        await counting.commit()
+        await setting
+    assert await strict.execute("select 1 from sign_in_failures where name_key is not null") == []
+
+
+async def test_a_password_is_set_though_the_failures_could_not_be_forgotten(strict: RunningAuth) -> None:
+    person = await strict.register()
+    await fail(strict, person.username)
+    async with besides(strict) as counting:
+        await counting.execute("select from sign_in_failures for update")
+        token = await password_token(strict, person.id)
+        setting = asyncio.create_task(set_password(strict, token))
+        [(waiting,)] = await until(lambda: who_waits(strict))
+        await strict.execute("select pg_terminate_backend(%s)", waiting)
+        await setting
+    assert await strict.login(person.username, "another good one")
 
 
 async def test_a_stolen_session_does_not_guess_the_password(strict: RunningAuth) -> None:
