@@ -2,11 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 from parley.auth.v1 import auth_pb2, user_pb2
@@ -18,11 +16,13 @@ from tests.auth.harness import (
     CALL_SECONDS,
     PASSWORD,
     RunningAuth,
+    besides,
     make_settings,
     new_name,
     refusal,
     running_auth,
     until,
+    who_waits,
 )
 
 StartAuth = Callable[..., Awaitable[RunningAuth]]
@@ -216,20 +216,6 @@ async def password_token(auth: RunningAuth, user_id: str) -> str:
 async def set_password(auth: RunningAuth, token: str) -> None:
     request = auth_pb2.SetPasswordRequest(token=token, new_password="another good one")
     await auth.auth.SetPassword(request, timeout=CALL_SECONDS)
-
-
-@asynccontextmanager
-async def besides(auth: RunningAuth) -> AsyncIterator[psycopg.AsyncConnection]:
-    """A transaction of another process of the service."""
-    async with await psycopg.AsyncConnection.connect(auth.database.url) as connection:
-        await connection.execute("select set_config('parley.scope', 'service', false)")
-        yield connection
-
-
-async def who_waits(auth: RunningAuth) -> list[tuple[Any, ...]]:
-    return await auth.execute(
-        "select pid from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
-    )
 
 
 async def test_counting_and_forgetting_at_once_do_not_lock_each_other_out(strict: RunningAuth) -> None:
