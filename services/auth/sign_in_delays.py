@@ -66,7 +66,7 @@ class SignInDelays:
         """An attempt to sign in with this name."""
         address = network(origin.address)
         return Attempt(
-            pair_key=self._seal.fingerprint(f"sign-in pair {address} {name.lower()}".encode()),
+            pair_key=self._seal.fingerprint(f"sign-in pair {address} {lowered(name)}".encode()),
             name_key=self._name_key(name),
             address_key=None if address is None else self._seal.fingerprint(f"sign-in address {address}".encode()),
             origin=origin,
@@ -111,7 +111,16 @@ class SignInDelays:
             log.warning("auth.sign_in_failures_kept", error=type(error).__name__)
 
     def _name_key(self, name: str) -> bytes:
-        return self._seal.fingerprint(f"sign-in name {name.lower()}".encode())
+        return self._seal.fingerprint(f"sign-in name {lowered(name)}".encode())
+
+
+def lowered(name: str) -> str:
+    """The name as the database makes it small: letter by letter.
+
+    Of the whole `lower` would make two characters of İ, and another sigma at the end of a word: each spelling that finds the
+    same account would have free failures of its own.
+    """
+    return "".join(letter.lower()[0] for letter in name)
 
 
 def network(address: str | None) -> str | None:

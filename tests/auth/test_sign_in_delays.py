@@ -1,6 +1,8 @@
 """Sign-ins that fail are slowed, by name and by address, in every process; nobody locks somebody else out."""
 
 import asyncio
+import unicodedata
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from parley.auth.v1 import auth_pb2, user_pb2
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.auth.passwords import Checked, HashCost, Passwords
+from services.auth.sign_in_delays import lowered
 from services.runtime.errors import ResourceExhausted, ServiceError
 from suite.databases import ServiceDatabase
 from tests.auth.harness import (
@@ -80,6 +83,26 @@ async def test_after_a_few_failures_each_doubles_the_wait(strict: RunningAuth, *
         assert seconds - 1 < refused.retry_delay_seconds <= seconds
         await pass_time(strict, seconds)
         assert (await fail(strict, name)).reason == reasons.ERROR_REASON_CREDENTIALS_WRONG
+
+
+@pytest.mark.parametrize(("small", "great"), [("ida", "İDA"), ("kim", "\N{KELVIN SIGN}IM"), ("οδοσ", "ΟΔΟΣ")])
+async def test_a_name_has_its_free_failures_once_however_it_is_spelt(strict: RunningAuth, small: str, great: str) -> None:
+    rest = uuid.uuid4().hex
+    for name in (small, great, small, great):
+        assert (await fail(strict, f"{name}-{rest}")).reason == reasons.ERROR_REASON_CREDENTIALS_WRONG
+    # For longer than a test lasts.
+    await strict.execute(
+        "update sign_in_failures set delay_until = now() + interval '1 hour' where failures > 3 and key <> name_key"
+    )
+    assert (await fail(strict, f"{great}-{rest}")).reason == reasons.ERROR_REASON_SIGN_IN_DELAYED
+
+
+async def test_letters_are_made_small_as_the_database_does_it(auth: RunningAuth) -> None:
+    query = "select chr(i), lower(chr(i)) from generate_series(1, x'10ffff'::int) i where i not between 55296 and 57343"
+    found = await auth.execute(f"select * from ({query}) letters (great, small) where great <> small")  # noqa: S608
+    assert len(found) > 1_000
+    # Of letters that Postgres knows and this Python does not yet, nothing is asked.
+    assert [great for great, small in found if lowered(great) != small and unicodedata.category(great) != "Cn"] == []
 
 
 async def test_a_right_password_in_time_forgets_the_failures(strict: RunningAuth) -> None:
