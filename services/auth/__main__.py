@@ -56,7 +56,8 @@ from services.runtime.server import GrpcServer, Mount, serve
 from services.runtime.tls import Tls
 
 NAME = "auth"
-_SMS_SECONDS = 10.0
+# Longer than SEND_TIMEOUT_SECONDS by default, so that the answer of sms wins.
+_SMS_SECONDS = 15.0
 _CODE_ATTEMPTS = 5
 
 
@@ -94,7 +95,7 @@ async def assembled(settings: AuthSettings) -> AsyncIterator[Assembly]:
                 await parts.enter_async_context(auth.jobs.working(concurrency=settings.job_concurrency))
                 yield auth
         finally:
-            passwords.close()
+            await passwords.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from services.auth.passwords import Checked, Passwords
 from services.auth.records import Account, Credentials, Origin
 from services.auth.refusals import user_not_found
 from services.auth.sessions import Sessions, Tokens
-from services.auth.sign_in_delays import SignInDelays
+from services.auth.sign_in_delays import Attempt, SignInDelays
 from services.auth.tokens import refresh_digest
 from services.runtime.errors import PermissionDenied, Unauthenticated
 
@@ -74,18 +74,9 @@ class Accounts:
         """
         attempt = self._delays.attempt(name, origin)
         credentials = await self._store.find_credentials(name)
-
-        async def first() -> None:
-            await self._delays.check(attempt)
-
-        if credentials is None:
-            await self._passwords.check_nobody(password, first=first)
-            await self._delays.failed(attempt, "unknown_user", None)
-            raise _refused("unknown_user")
-        checked = await self._passwords.check(password, credentials.password_hash, first=first)
-        if not checked.is_right:
-            await self._delays.failed(attempt, "wrong_password", credentials.account.id)
-            raise _refused("wrong_password", credentials.account.id)
+        checked = await self._look(attempt, password, credentials)
+        if credentials is None or not checked.is_right:
+            raise _refused(*_cause(credentials))
         await self._delays.succeeded(attempt)
         require_active(credentials.account)
         return credentials, checked
@@ -107,12 +98,8 @@ class Accounts:
         """
         credentials = await self._own_credentials(user_id, session_id)
         attempt = self._delays.attempt(user_id, origin)
-        checked = await self._passwords.check(
-            current_password, credentials.password_hash, first=lambda: self._delays.check(attempt)
-        )
-        if not checked.is_right:
-            await self._delays.failed(attempt, "wrong_password", user_id)
-            raise _refused("wrong_password", user_id)
+        if not (await self._look(attempt, current_password, credentials)).is_right:
+            raise _refused(*_cause(credentials))
         password_hash = await self._passwords.hash(new_password)
         ended = await self._store.change_password(
             credentials.account, password_hash=password_hash, session_id=session_id, origin=origin
@@ -150,6 +137,16 @@ class Accounts:
         require_active(account)
         return account
 
+    async def _look(self, attempt: Attempt, password: str, credentials: Credentials | None) -> Checked:
+        """Whether the password is theirs. One that is not is counted, also where whoever asked has left meanwhile."""
+
+        async def count(checked: Checked) -> None:
+            if not checked.is_right:
+                await self._delays.failed(attempt, *_cause(credentials))
+
+        stored_hash = None if credentials is None else credentials.password_hash
+        return await self._passwords.check(password, stored_hash, first=lambda: self._delays.check(attempt), then=count)
+
     async def _own_credentials(self, user_id: str, session_id: str) -> Credentials:
         credentials = await self._store.account_of_session(user_id, session_id)
         if credentials is None:
@@ -162,6 +159,11 @@ def require_active(account: Account) -> None:
     """Raises PermissionDenied (USER_INACTIVE) for a deactivated account."""
     if not account.is_active:
         raise PermissionDenied("The account is deactivated: ask an administrator.", reasons.ERROR_REASON_USER_INACTIVE)
+
+
+def _cause(credentials: Credentials | None) -> tuple[str, str | None]:
+    """Why a password is not right, and whose it is not."""
+    return ("unknown_user", None) if credentials is None else ("wrong_password", credentials.account.id)
 
 
 def _refused(cause: str, user_id: str | None = None) -> Unauthenticated:

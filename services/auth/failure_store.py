@@ -86,8 +86,10 @@ class FailureStore:
 
     async def forget_names(self, name_keys: Collection[bytes]) -> None:
         """Deletes what is known of names whose account is gone, or whose password was set anew."""
+        # In the order of `note_failure`, which may be counting for the same names.
+        theirs = select(_COLUMNS.key).where(_COLUMNS.name_key.in_(list(name_keys))).order_by(_COLUMNS.key).with_for_update()
         async with self._database.service_transaction() as connection:
-            await connection.execute(delete(sign_in_failures).where(_COLUMNS.name_key.in_(list(name_keys))))
+            await connection.execute(delete(sign_in_failures).where(_COLUMNS.key.in_(theirs.scalar_subquery())))
 
     async def sweep(self, *, keep_seconds: float, batch: int) -> int:
         """Deletes up to `batch` counters whose failures are forgotten and whose success, if any, is so long ago."""

@@ -89,7 +89,7 @@ async def _create(settings: FirstAdminSettings, request: auth_pb2.RegisterReques
                 username=request.username, email=request.email, password_hash=password_hash
             )
     finally:
-        passwords.close()
+        await passwords.close()
 
 
 def _explain(problem: str, code: int) -> int:

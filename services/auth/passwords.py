@@ -2,6 +2,9 @@
 
 New hashes are Argon2id. Hashes of bcrypt ($2a$, $2b$, $2y$), which earlier systems made, are accepted; `check` then also
 returns a better hash to store. A name without an account costs what a wrong password costs.
+
+Invariant: what a thread has begun is finished, and followed by what must follow it, whether or not somebody still waits:
+whoever breaks calls off gets neither a thread more nor a guess that nobody counted.
 """
 
 import asyncio
@@ -10,7 +13,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from pwdlib import PasswordHash
@@ -29,6 +32,7 @@ _KNOWN_HASH = re.compile(
     r"\$2[aby]\$(0[4-9]|1[0-5])\$[./A-Za-z0-9]{53}|\$argon2id?\$v=\d+\$m=\d{1,7},t=\d{1,3},p=\d{1,2}\$[A-Za-z0-9+/]+\$[A-Za-z0-9+/]+"
 )
 _RETRY_SECONDS = 1.0
+_END_SECONDS = 5.0
 
 
 def is_known_hash(stored_hash: str) -> bool:
@@ -73,7 +77,8 @@ class Passwords:
         self._nobodys_hash = self._hashes.hash(secrets.token_urlsafe())
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="passwords")
         self._turns = asyncio.Semaphore(threads)
-        self._in_hand = 0
+        self._waiting = 0
+        self._begun = set[asyncio.Task[Any]]()
         self._most_in_hand = threads + most_waiting
         self._wait_seconds = wait_seconds
 
@@ -81,17 +86,29 @@ class Passwords:
         """A new hash of the password. `first` runs when its turn has come: what it raises saves the hash."""
         return await self._run(lambda: self._hashes.hash(password), first)
 
-    async def check(self, password: str, stored_hash: str, *, first: Callable[[], Awaitable[None]] | None = None) -> Checked:
-        """Whether the stored hash is one of this password; `first` as for `hash`. Of no hash ("") none is."""
-        return await self._run(lambda: self._check(password, stored_hash), first)
+    async def check(
+        self,
+        password: str,
+        stored_hash: str | None,
+        *,
+        first: Callable[[], Awaitable[None]],
+        then: Callable[[Checked], Awaitable[None]],
+    ) -> Checked:
+        """Whether the stored hash is one of this password; `first` as for `hash`. Of no hash ("", or nobody's) none is.
 
-    async def check_nobody(self, password: str, *, first: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Takes as long as `check` of a wrong password."""
-        await self._run(lambda: self._check(password, self._nobodys_hash), first)
+        `then` runs with what was found before it is returned, also where the call was cancelled since `first` began.
+        """
+        held = self._nobodys_hash if stored_hash is None else stored_hash
+        return await self._run(lambda: self._check(password, held), first, then)
 
-    def close(self) -> None:
-        """Lets go of the threads; calls in hand fail."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    async def close(self) -> None:
+        """Lets go of the threads. What they have begun is finished, within 5 s; the rest fails."""
+        self._pool.shutdown(wait=False)
+        if not self._begun:
+            return
+        _, late = await asyncio.wait(self._begun, timeout=_END_SECONDS)
+        for task in late:
+            task.cancel()
 
     def _check(self, password: str, stored_hash: str) -> Checked:
         try:
@@ -103,20 +120,45 @@ class Passwords:
             self._hashes.verify(password, self._nobodys_hash)
             return Checked(is_right=False)
 
-    async def _run(self, work: Callable[[], T], first: Callable[[], Awaitable[None]] | None = None) -> T:
-        if self._in_hand >= self._most_in_hand:
+    async def _run(
+        self,
+        work: Callable[[], T],
+        first: Callable[[], Awaitable[None]] | None,
+        then: Callable[[T], Awaitable[None]] | None = None,
+    ) -> T:
+        if self._waiting + len(self._begun) >= self._most_in_hand:
             raise _busy()
-        self._in_hand += 1
+        self._waiting += 1
         try:
             await self._wait_for_turn()
-            try:
-                if first is not None:
-                    await first()
-                return await asyncio.get_running_loop().run_in_executor(self._pool, work)
-            finally:
-                self._turns.release()
         finally:
-            self._in_hand -= 1
+            self._waiting -= 1
+        begun = asyncio.create_task(self._finish(work, first, then))
+        self._begun.add(begun)
+        begun.add_done_callback(self._end)
+        return await asyncio.shield(begun)
+
+    async def _finish(
+        self,
+        work: Callable[[], T],
+        first: Callable[[], Awaitable[None]] | None,
+        then: Callable[[T], Awaitable[None]] | None,
+    ) -> T:
+        try:
+            if first is not None:
+                await first()
+            # No thread can be told to stop: the turn is over when it is done, and not when nobody waits for it any more.
+            found = await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        finally:
+            self._turns.release()
+        if then is not None:
+            await then(found)
+        return found
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        self._begun.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waits gets it; who does not wait any more is told nothing
 
     async def _wait_for_turn(self) -> None:
         """A person who waits longer has given up or asks again: a queue of those would block every sign-in after them."""

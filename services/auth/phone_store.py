@@ -1,6 +1,7 @@
 """Every SQL statement about the verification of phone numbers. One public method is one transaction.
 
-Races are settled by the row of the user who verifies and by the unique constraint on verified numbers.
+Races are settled by the row of the user who verifies and by the unique constraint on verified numbers. Locks are taken
+in the order of a deletion: the user's row, then the verification.
 """
 
 from dataclasses import dataclass, field
@@ -120,11 +121,14 @@ class PhoneStore:
         )
         return putting.returning(_COLUMNS.expire_time)
 
-    async def not_sent(self, user_id: str, code_digest: bytes) -> None:
-        """The code could not be sent: another may be asked for at once. That it was asked for stays counted."""
+    async def not_sent(self, user_id: str, code_digest: bytes, *, is_sure: bool) -> None:
+        """The code could not be sent: another may be asked for at once. That it was asked for stays counted.
+
+        Where that is not sure the code is good all the same: it may arrive.
+        """
         mine = (_COLUMNS.user_id == user_id) & (_COLUMNS.code_digest == code_digest)
         async with self._database.transaction(user_id=user_id) as connection:
-            values = {"resend_time": func.now(), "code_digest": None}
+            values = {"resend_time": func.now()} | ({"code_digest": None} if is_sure else {})
             await connection.execute(update(phone_verifications).where(mine).values(values))
 
     async def take_attempt(self, user_id: str) -> Tried | None:
@@ -147,9 +151,12 @@ class PhoneStore:
             _COLUMNS.code_digest == tried.code_digest,
             _COLUMNS.phone_number == tried.phone_number,
         )
+        # As whoever changes the number would lock it: a lesser lock would have to be raised.
+        holding = select(users.c.id).where(users.c.id == user_id).with_for_update()
         changing = update(users).where(users.c.id == user_id)
         changing = changing.values(phone_number=tried.phone_number, update_time=func.now()).returning(*ACCOUNT)
         async with self._database.service_transaction() as connection:
+            await connection.execute(holding)
             if not (await connection.execute(using.values(code_digest=None))).rowcount:
                 return None
             try:

@@ -20,6 +20,12 @@ from services.runtime.sealing import Seal
 log = structlog.get_logger(__name__)
 
 _DIGITS = 6
+# What sms answers only when it has sent nothing. After anything else the text may arrive.
+_NOT_SENT = (
+    reasons.ERROR_REASON_LIMIT_REACHED,
+    reasons.ERROR_REASON_RECIPIENT_OPTED_OUT,
+    reasons.ERROR_REASON_SMS_UNAVAILABLE,
+)
 
 
 class Phones:
@@ -48,8 +54,8 @@ class Phones:
                 language=waiting.language,
                 request_id=new_id(),
             )
-        except ServiceError:
-            await self._store.not_sent(user_id, digest)
+        except ServiceError as error:
+            await self._store.not_sent(user_id, digest, is_sure=error.reason in _NOT_SENT)
             raise
         log.info("auth.phone_code_sent", user_id=user_id)
         return waiting

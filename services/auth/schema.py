@@ -96,8 +96,8 @@ Index(
     unique=True,
     postgresql_where=text("end_time is null and kind <> 'sign_in'"),
 )
-# A page of one user's open sessions, and the count of them at a sign-in.
-Index("sessions_user_id_idx", sessions.c.user_id, sessions.c.id, postgresql_where=sessions.c.end_time.is_(None))
+# A page of one user's open sessions, the count of them at a sign-in, and the cascade from users, which asks for all.
+Index("sessions_user_id_id_idx", sessions.c.user_id, sessions.c.id)
 # The feed of ended sessions, and the sweep.
 Index("sessions_end_time_idx", sessions.c.end_time, postgresql_where=sessions.c.end_time.is_not(None))
 Index("sessions_expire_time_idx", sessions.c.expire_time)

@@ -15,11 +15,16 @@ from ipaddress import IPv6Address, ip_address, ip_network
 from math import ceil
 from typing import Final
 
+import structlog
+
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.auth.failure_store import Counter, FailureStore
 from services.auth.records import Origin
+from services.runtime.database import DATABASE_FAILURES
 from services.runtime.errors import ResourceExhausted
 from services.runtime.sealing import Seal
+
+log = structlog.get_logger(__name__)
 
 WINDOW_SECONDS: Final = 3_600.0
 """Failures are forgotten so long after the last one."""
@@ -59,9 +64,9 @@ class SignInDelays:
 
     def attempt(self, name: str, origin: Origin) -> Attempt:
         """An attempt to sign in with this name."""
-        address = _network(origin.address)
+        address = network(origin.address)
         return Attempt(
-            pair_key=self._seal.fingerprint(f"sign-in pair {address} {name.lower()}".encode()),
+            pair_key=self._seal.fingerprint(f"sign-in pair {address} {lowered(name)}".encode()),
             name_key=self._name_key(name),
             address_key=None if address is None else self._seal.fingerprint(f"sign-in address {address}".encode()),
             origin=origin,
@@ -96,14 +101,29 @@ class SignInDelays:
         await self._store.note_success(pair_key=attempt.pair_key, name_key=attempt.name_key, anew_seconds=_ANEW_SECONDS)
 
     async def forget(self, names: Collection[str]) -> None:
-        """Forgets all about these names."""
-        await self._store.forget_names([self._name_key(name) for name in names])
+        """Forgets all about these names. While the database refuses it nothing is forgotten, and the log says so.
+
+        It follows what is committed: a failure here would have callers repeat what was done, and counts go by themselves.
+        """
+        try:
+            await self._store.forget_names([self._name_key(name) for name in names])
+        except DATABASE_FAILURES as error:
+            log.warning("auth.sign_in_failures_kept", error=type(error).__name__)
 
     def _name_key(self, name: str) -> bytes:
-        return self._seal.fingerprint(f"sign-in name {name.lower()}".encode())
+        return self._seal.fingerprint(f"sign-in name {lowered(name)}".encode())
 
 
-def _network(address: str | None) -> str | None:
+def lowered(name: str) -> str:
+    """The name as the database makes it small: letter by letter.
+
+    Of the whole `lower` would make two characters of İ, and another sigma at the end of a word: each spelling that finds the
+    same account would have free failures of its own.
+    """
+    return "".join(letter.lower()[0] for letter in name)
+
+
+def network(address: str | None) -> str | None:
     """What one client can have many addresses of: of IPv6 a /64."""
     if address is None:
         return None

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 from services.auth.key_store import KeyPlan, KeyStore
 from services.auth.records import StoredKey
 from services.runtime.database import DATABASE_FAILURES
-from services.runtime.sealing import Seal
+from services.runtime.sealing import Seal, SealError
 
 log = structlog.get_logger(__name__)
 
@@ -86,14 +86,26 @@ class SigningKeys:
         return {key.kid: key.public_key for key in self._keys}
 
     async def _learn(self) -> None:
-        self._keys = [self._opened(stored) for stored in await self._store.load_keys()]
+        """Reads the keys. Raises SealError for one that is new to this process and that it cannot open."""
+        # By its kid a key is known for what it is: another process may have sealed it anew, with a key of the next release.
+        known = {key.kid: key.private_key for key in self._keys}
+        self._keys = [
+            SigningKey(stored.kid, stored.activate_time, known.get(stored.kid) or self._opened(stored))
+            for stored in await self._store.load_keys()
+        ]
 
     async def _reseal(self) -> None:
         """Seals, with the first sealing key, what an earlier release kept in plain form or an earlier sealing key sealed."""
         for stored in await self._store.load_keys():
             if self._seal.is_newest(stored.private_key, context=_context(stored.kid)):
                 continue
-            sealed = self._seal.seal(self._der(stored), context=_context(stored.kid))
+            try:
+                secret = self._der(stored)
+            except SealError:
+                # Whoever sealed it has a newer key. In ours it would be of no use to those who have that one only.
+                log.warning("auth.signing_key_sealed_otherwise", kid=stored.kid)
+                continue
+            sealed = self._seal.seal(secret, context=_context(stored.kid))
             if await self._store.replace_form(stored.kid, held=stored.private_key, sealed=sealed):
                 log.info("auth.signing_key_sealed", kid=stored.kid)
 
@@ -103,11 +115,11 @@ class SigningKeys:
             return stored.private_key
         return self._seal.open(stored.private_key, context=_context(stored.kid))
 
-    def _opened(self, stored: StoredKey) -> SigningKey:
+    def _opened(self, stored: StoredKey) -> Ed25519PrivateKey:
         key = load_der_private_key(self._der(stored), password=None)
         if not isinstance(key, Ed25519PrivateKey):
             raise TypeError(f"signing key {stored.kid} is not an Ed25519 key")
-        return SigningKey(stored.kid, stored.activate_time, key)
+        return key
 
     async def _rotate(self) -> None:
         key = Ed25519PrivateKey.generate()

@@ -53,7 +53,10 @@ class SealingSettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore")
 
     sealing_key: Annotated[SecretStr, AfterValidator(_checked)] = Field()
-    """Base64 of 32 bytes; several separated by commas: the first seals, all open, so that it can be rotated."""
+    """Base64 of 32 bytes; several separated by commas: the first seals, all open.
+
+    It is changed in three deployments: `old,new`, `new,old`, `new`.
+    """
 
 
 class Seal:

@@ -116,7 +116,7 @@ async def _no_password(environment: Mapping[str, str]) -> str:
     try:
         return await passwords.hash(secrets.token_urlsafe(32))
     finally:
-        passwords.close()
+        await passwords.close()
 
 
 @asynccontextmanager

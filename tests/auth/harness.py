@@ -134,6 +134,21 @@ class RunningAuth:
             event.remove(engine, "before_cursor_execute", note)
 
 
+@asynccontextmanager
+async def besides(auth: RunningAuth) -> AsyncIterator[psycopg.AsyncConnection]:
+    """A transaction of another process of the service."""
+    async with await psycopg.AsyncConnection.connect(auth.database.url) as connection:
+        await connection.execute("select set_config('parley.scope', 'service', false)")
+        yield connection
+
+
+async def who_waits(auth: RunningAuth) -> list[tuple[Any, ...]]:
+    """The processes of auth's database that wait for a lock."""
+    return await auth.execute(
+        "select pid from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    )
+
+
 def bearer(token: str) -> Metadata:
     return (("authorization", f"Bearer {token}"),)
 

@@ -24,12 +24,16 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 @dataclass
 class Purger:
-    """One service: whom it was asked to delete, and what it answers; `refusals` are used up first."""
+    """One service: whom it was asked to delete, and what it answers; `refusals` are used up first.
+
+    `losses` are what is answered in the place of a code that was sent.
+    """
 
     asked: list[str] = field(default_factory=list)
     confirmed: list[str] = field(default_factory=list)
     refusals: list[ServiceError] = field(default_factory=list)
     codes: list[sms_pb2.SendVerificationCodeRequest] = field(default_factory=list)
+    losses: list[ServiceError] = field(default_factory=list)
     is_silent: bool = False
 
     async def purge(self, user_id: str) -> None:
@@ -46,6 +50,8 @@ class Purger:
         if self.refusals:
             raise self.refusals.pop(0)
         self.codes.append(request)
+        if self.losses:
+            raise self.losses.pop(0)
 
 
 class _Unasked:

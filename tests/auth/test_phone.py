@@ -12,14 +12,16 @@ from parley.type.v1 import error_reason_pb2 as reasons
 from services.auth.tokens import TokenMint
 from services.runtime.errors import (
     AlreadyExists,
+    DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
     PermissionDenied,
     ResourceExhausted,
+    ServiceError,
     Unavailable,
     from_rpc_error,
 )
-from tests.auth.harness import CALL_SECONDS, Metadata, Person, RunningAuth, bearer, refusal
+from tests.auth.harness import CALL_SECONDS, Metadata, Person, RunningAuth, bearer, besides, refusal, until, who_waits
 from tests.auth.purge_peers import LateKeys, Peers, Purger, running_peers
 
 StartAuth = Callable[..., Awaitable[RunningAuth]]
@@ -219,6 +221,36 @@ async def test_what_sms_refuses_is_told_and_another_code_may_be_asked_for(phoned
     assert (await refusal(ask(phoned, person, number))).reason == reasons.ERROR_REASON_SMS_UNAVAILABLE
     await ask(phoned, person, number)
     assert (await verify(phoned, person, sms.codes[0].code)).phone_number == number
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        DeadlineExceeded("Late.", reasons.ERROR_REASON_DEADLINE_PASSED),
+        Unavailable("Away.", reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE),
+    ],
+)
+async def test_a_code_is_good_where_nobody_knows_whether_it_was_sent(
+    phoned: RunningAuth, sms: Purger, lost: ServiceError
+) -> None:
+    person, number = await phoned.register(), new_number()
+    sms.losses += [lost, lost]
+    for _ in range(2):
+        # The second without a wait.
+        assert (await refusal(ask(phoned, person, number))).reason == lost.reason
+    assert (await verify(phoned, person, sms.codes[1].code)).phone_number == number
+
+
+async def test_a_code_that_comes_back_while_its_user_is_deleted_locks_nobody_out(phoned: RunningAuth, sms: Purger) -> None:
+    person = await phoned.register()
+    await ask(phoned, person, new_number())
+    async with besides(phoned) as deleting:
+        await deleting.execute("select from users where id = %s for update", [person.id])
+        verifying = asyncio.create_task(refusal(verify(phoned, person, sms.codes[0].code)))
+        await until(lambda: who_waits(phoned))
+        await deleting.execute("delete from users where id = %s", [person.id])
+        await deleting.commit()
+        assert (await verifying).reason == reasons.ERROR_REASON_CODE_EXPIRED
 
 
 async def test_without_sms_no_code_is_sent(auth: RunningAuth, person: Person) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -150,6 +151,38 @@ async def test_keys_of_an_earlier_release_are_sealed_at_the_next_start(
         assert plain not in sealed
         assert Seal([b"k" * 32]).open(sealed, context=f"signing key {kid}".encode()) == plain
         assert await after.is_signed_in(person.tokens.access_token)
+
+
+async def test_a_running_process_survives_a_sealing_key_that_it_does_not_know(
+    own_database: ServiceDatabase, tmp_path: Path
+) -> None:
+    both = make_settings(own_database, tmp_path, sealing_key=f"{key(b'n')},{SEALING_KEY}")
+    async with running_auth(own_database, make_settings(own_database, tmp_path)) as old:
+        async with running_auth(own_database, both) as new:
+            sealed = await stored(new)
+            await old.assembly.keys.refresh()
+            person = await old.register()
+            assert await new.is_signed_in(person.tokens.access_token)
+            assert await old.is_signed_in(person.tokens.access_token)
+        # It leaves what it cannot open to those who can.
+        await old.assembly.keys.refresh()
+        assert await stored(old) == sealed
+    async with running_auth(own_database, make_settings(own_database, tmp_path, sealing_key=key(b"n"))) as changed:
+        assert await changed.is_signed_in(person.tokens.access_token)
+
+
+async def test_through_three_deployments_each_process_opens_what_the_other_sealed(
+    own_database: ServiceDatabase, tmp_path: Path
+) -> None:
+    """Of two that follow each other either may add a key while the other runs, or starts."""
+    old, new = SEALING_KEY, key(b"n")
+    for before, after in itertools.pairwise([old, f"{old},{new}", f"{new},{old}", new]):
+        for adding, starting in ((before, after), (after, before)):
+            async with running_auth(own_database, make_settings(own_database, tmp_path, sealing_key=adding)) as auth:
+                await pass_time(auth, ROTATION_SECONDS)
+                kids = await published(auth)
+            async with running_auth(own_database, make_settings(own_database, tmp_path, sealing_key=starting)) as auth:
+                assert await published(auth) == kids
 
 
 async def test_the_sealing_key_is_changed_in_two_starts(own_database: ServiceDatabase, tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from services.auth.accounts import Accounts, require_active
 from services.auth.door.external import ExternalAccounts
 from services.auth.door.standing import Shown, StandingSessions
 from services.auth.records import Origin
+from services.auth.sign_in_delays import network
 
 _LONGEST_USER_AGENT: Final = 200
+_ANYWHERE: Final = ""
 
 
 class Exchange:
@@ -30,11 +32,13 @@ class Exchange:
 
     async def password(self, name: str, password: str, origin: Origin) -> str:
         """An access token for a name and its password. Raises what `Accounts.check_password` raises."""
+        # A guess from elsewhere is not compared with what is remembered: it must meet the delays before it learns anything.
+        place = f"{network(origin.address)}"
         known = await self._store.find_credentials(name)
-        if known is not None and (token := self._standing.remembered(known.account, password)) is not None:
+        if known is not None and (token := self._standing.remembered(known.account, password, place=place)) is not None:
             return token
         credentials, _ = await self._accounts.check_password(name=name, password=password, origin=origin)
-        shown = Shown("basic", "HTTP Basic", password, math.inf)
+        shown = Shown("basic", "HTTP Basic", password, math.inf, place)
         return await self._standing.token(credentials.account, shown, origin)
 
     async def external(self, token: str, origin: Origin) -> str:
@@ -45,8 +49,8 @@ class Exchange:
         """
         identity, account = await self._external.identify(token, origin)
         require_active(account)
-        if (ours := self._standing.remembered(account, token)) is not None:
+        if (ours := self._standing.remembered(account, token, place=_ANYWHERE)) is not None:
             return ours
         name = f"a token of {identity.issuer}"[:_LONGEST_USER_AGENT]
-        shown = Shown("external", name, token, identity.expire_time - time.time())
+        shown = Shown("external", name, token, identity.expire_time - time.time(), _ANYWHERE)
         return await self._standing.token(account, shown, origin)

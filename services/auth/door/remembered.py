@@ -1,7 +1,8 @@
 """Credentials that were right a moment ago, by a keyed hash, with the token that they were traded for.
 
-The hash is over the account, its credential version and the credentials, under a key that this process made for itself:
-nothing that could be tried offline is kept, another password or a deactivation is another hash, and a restart forgets all.
+The hash is over the account, its credential version, where the credentials came from and the credentials, under a key that
+this process made for itself: nothing that could be tried offline is kept, another password or a deactivation is another
+hash, what comes from elsewhere is not compared with it, and a restart forgets all.
 """
 
 import hashlib
@@ -34,9 +35,9 @@ class Remembered:
         self._seconds = seconds
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
 
-    def find(self, account: Account, secret: str) -> str | None:
-        """The token that these credentials of this account were traded for; none once its session has ended."""
-        digest = self._digest(account, secret)
+    def find(self, account: Account, secret: str, *, place: str) -> str | None:
+        """The token that these credentials of this account were traded for there; none once its session has ended."""
+        digest = self._digest(account, secret, place)
         entry = self._entries.get(digest)
         if entry is None:
             return None
@@ -45,14 +46,17 @@ class Remembered:
             return None
         return entry.token
 
-    def keep(self, account: Account, secret: str, *, token: str, session_id: str, most_seconds: float) -> None:
+    def keep(  # noqa: PLR0913 - what is remembered, and of what
+        self, account: Account, secret: str, *, place: str, token: str, session_id: str, most_seconds: float
+    ) -> None:
         """Remembers the credentials, for `most_seconds` at most."""
-        digest = self._digest(account, secret)
+        digest = self._digest(account, secret, place)
         self._entries[digest] = _Entry(token, session_id, time.monotonic() + min(self._seconds, most_seconds))
         self._entries.move_to_end(digest)
         if len(self._entries) > MOST_REMEMBERED:
             self._entries.popitem(last=False)
 
-    def _digest(self, account: Account, secret: str) -> bytes:
-        whose = f"{account.id}:{account.credential_version}:{account.is_active}:{account.is_admin}:".encode()
-        return hmac.digest(self._key, whose + secret.encode(), hashlib.sha256)
+    def _digest(self, account: Account, secret: str, place: str) -> bytes:
+        whose = f"{account.id}:{account.credential_version}:{account.is_active}:{account.is_admin}"
+        # No place holds a space: where it ends and the secret begins is beyond doubt.
+        return hmac.digest(self._key, f"{whose} {place} {secret}".encode(), hashlib.sha256)

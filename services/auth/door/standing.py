@@ -25,12 +25,16 @@ REMEMBER_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Credentials that are right: the kind of session that they keep, its name in lists, and how long they are good."""
+    """Credentials that are right: the kind of session that they keep, its name in lists, and how long they are good.
+
+    `place` is where they were shown, if they are to be remembered there only.
+    """
 
     kind: str
     user_agent: str
     secret: str = field(repr=False)
     good_seconds: float
+    place: str
 
 
 class StandingSessions:
@@ -44,9 +48,9 @@ class StandingSessions:
         # A token that is handed out lives on for half of its time at least.
         self._remembered = Remembered(ended, seconds=min(REMEMBER_SECONDS, mint.access_seconds / 2))
 
-    def remembered(self, account: Account, secret: str) -> str | None:
-        """The token that was given for these credentials of this account a moment ago."""
-        return self._remembered.find(account, secret)
+    def remembered(self, account: Account, secret: str, *, place: str) -> str | None:
+        """The token that was given for these credentials of this account at this place a moment ago."""
+        return self._remembered.find(account, secret, place=place)
 
     async def token(self, account: Account, shown: Shown, origin: Origin) -> str:
         """A token of the user's standing session, remembered for a minute.
@@ -61,6 +65,8 @@ class StandingSessions:
         # Not of the account as it was before the hash: a role that was lost meanwhile would live on in the token.
         current, seconds = session.account, shown.good_seconds
         token = self._mint.access_token(current, session.id, most_seconds=seconds)
-        self._remembered.keep(current, shown.secret, token=token, session_id=session.id, most_seconds=seconds / 2)
+        self._remembered.keep(
+            current, shown.secret, place=shown.place, token=token, session_id=session.id, most_seconds=seconds / 2
+        )
         log.info("auth.credentials_exchanged", kind=shown.kind, user_id=account.id, session_id=session.id)
         return token
