@@ -30,3 +30,11 @@ async def run(database: ServiceDatabase, statement: LiteralString, *values: obje
     """Runs a statement."""
     async with opened(database) as connection:
         await connection.execute(statement, values)
+
+
+@asynccontextmanager
+async def holding_person(database: ServiceDatabase, user_id: str) -> AsyncIterator[None]:
+    """Holds a user's row meanwhile, as whoever erases or imports much does for long."""
+    async with opened(database) as connection:
+        await connection.execute("select from people where user_id = %s for update", (user_id,))
+        yield
