@@ -8,8 +8,8 @@ import pytest
 from parley.memory.v1 import memory_pb2
 from suite.databases import ServiceDatabase
 from tests.memory.conftest import Start
-from tests.memory.database import fetch, holding_person
-from tests.memory.service import MemoryService, eventually, message, new_id
+from tests.memory.database import holding_person, somebody_waits
+from tests.memory.service import MemoryService, message, new_id
 
 _BURST = 12
 
@@ -42,11 +42,3 @@ async def test_one_users_burst_leaves_the_connections_to_others(
 
 async def _made(call: Awaitable[object]) -> None:
     await call
-
-
-async def somebody_waits(database: ServiceDatabase) -> None:
-    """Returns when a statement waits for a row that another transaction holds."""
-    waiting = "select from pg_locks join pg_stat_activity using (pid) where not granted and datname = current_database()"
-    async for _ in eventually():
-        if await fetch(database, waiting):
-            break
