@@ -19,6 +19,8 @@ _MESSAGES_AT_ONCE: Final = 100
 # For so long the process that ended a turn tells memory of it by itself, or one that took it over; then any may.
 _OWN_SECONDS: Final = 10
 _CLAIM_SECONDS: Final = 30
+# Memories of a user are mostly changed in milliseconds; what a user deletes or imports may take half a minute.
+_BUSY_SECONDS: Final = 2
 
 # From the end of the turn before on, since a conversation may have begun with several messages.
 _OWED: Final = (
@@ -74,6 +76,11 @@ _SETTLE: Final = sa.text(
     "delete from unrecorded_turns using unnest(cast(:ids as uuid[]), cast(:due_times as timestamptz[]))"
     " as told (id, due_time) where conversation_id = told.id and unrecorded_turns.due_time = told.due_time"
 )
+_PUT_OFF: Final = sa.text(
+    "update unrecorded_turns set due_time = now() + make_interval(secs => :busy_seconds)"
+    " from unnest(cast(:ids as uuid[]), cast(:due_times as timestamptz[])) as told (id, due_time)"
+    " where conversation_id = told.id and unrecorded_turns.due_time = told.due_time"
+)
 _ADVANCE: Final = sa.text(
     "update unrecorded_turns set first_sequence = :first_sequence, due_time = now() where conversation_id = :id"
     " and due_time = :due_time"
@@ -119,13 +126,22 @@ class RecordStore:
     async def settle(self, told: Sequence[OwedTurns]) -> None:
         """Notes what memory has confirmed. What has ended meanwhile, or was left for another time, stays owed."""
         whole = [one for one in told if one.is_all]
-        values = {"ids": [one.conversation_id for one in whole], "due_times": [one.due_time for one in whole]}
         async with self._database.service_transaction() as connection:
             if whole:
-                await connection.execute(_SETTLE, values)
+                await connection.execute(_SETTLE, _states(whole))
             for one in told:
                 if not one.is_all:
                     await connection.execute(_ADVANCE, _advanced(one))
+
+    async def put_off(self, busy: Sequence[OwedTurns]) -> None:
+        """Leaves them to whoever sees in a few seconds that they are due. What has ended meanwhile keeps its own time."""
+        async with self._database.service_transaction() as connection:
+            await connection.execute(_PUT_OFF, _states(busy) | {"busy_seconds": _BUSY_SECONDS})
+
+
+def _states(owed: Sequence[OwedTurns]) -> dict[str, Any]:
+    """Conversations and the states of them that were read, as _SETTLE and _PUT_OFF take them."""
+    return {"ids": [one.conversation_id for one in owed], "due_times": [one.due_time for one in owed]}
 
 
 def _owed(rows: Sequence[sa.Row[Any]]) -> OwedTurns:

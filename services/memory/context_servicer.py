@@ -60,8 +60,12 @@ class ContextRpcs(memory_pb2_grpc.MemoryServiceServicer):
     ) -> memory_pb2.RecordTurnsResponse:
         _check_for_itself()
         _check_conversations(request.conversations)
-        refused = await self._memory.record_many({_told_key(one): _turns(one.messages) for one in request.conversations})
-        return memory_pb2.RecordTurnsResponse(refused_conversation_ids=[key.conversation_id for key in refused])
+        told = {_told_key(one): _turns(one.messages) for one in request.conversations}
+        left_out = await self._memory.record_many(told, skip_busy=request.skip_busy)
+        return memory_pb2.RecordTurnsResponse(
+            refused_conversation_ids=[key.conversation_id for key in left_out.refused],
+            busy_conversation_ids=[key.conversation_id for key in left_out.busy],
+        )
 
     async def InvalidateContext(
         self,

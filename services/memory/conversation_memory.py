@@ -14,7 +14,7 @@ from services.memory.context import Block, Context, assemble
 from services.memory.store import Eviction, Head, Recorded, TurnStore
 from services.memory.turns import ConversationKey, Turn
 from services.memory.working_set import Growth, WorkingSet
-from services.runtime.errors import ServiceError
+from services.runtime.errors import Aborted, ServiceError
 
 # Keeps what Redis is given at once well within the time that one operation may take.
 _EVICTED_AT_ONCE: Final = 100
@@ -27,6 +27,14 @@ class ContextLimits:
     default_tokens: int
     most_tokens: int
     most_messages: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Conversations of which nothing was recorded: `refused`, since they contradict what is known; `busy`, for now."""
+
+    refused: Sequence[ConversationKey]
+    busy: Sequence[ConversationKey]
 
 
 class ConversationMemory:
@@ -51,11 +59,15 @@ class ConversationMemory:
         await self._hold({key: recorded})
         return recorded.head.last_sequence
 
-    async def record_many(self, told: Mapping[ConversationKey, Sequence[Turn]]) -> Sequence[ConversationKey]:
-        """Records turns of conversations of whichever users, idempotently; returns those that contradict what is known."""
-        results = await self._store.record(told, user_id=None)
+    async def record_many(self, told: Mapping[ConversationKey, Sequence[Turn]], *, skip_busy: bool) -> LeftOut:
+        """Records turns of conversations of whichever users, idempotently; returns those of which it took nothing."""
+        results = await self._store.record(told, user_id=None, skip_busy=skip_busy)
         await self._hold({key: result for key, result in results.items() if isinstance(result, Recorded)})
-        return [key for key, result in results.items() if isinstance(result, ServiceError)]
+        failed = [(key, result) for key, result in results.items() if isinstance(result, ServiceError)]
+        return LeftOut(
+            refused=[key for key, error in failed if not isinstance(error, Aborted)],
+            busy=[key for key, error in failed if isinstance(error, Aborted)],
+        )
 
     async def _hold(self, recorded: Mapping[ConversationKey, Recorded]) -> None:
         """Brings held blocks up to date where a conversation only grew; else the next reader puts a new one."""

@@ -8,6 +8,7 @@ left, and learns until when everything was erased.
 The modes: writers take FOR KEY SHARE, which they share with each other and with a change of the version (an update of no
 key column), so that writers of one user neither wait for each other here nor deadlock when each raises the version at its
 end; two that raise it follow each other. Forgetting takes FOR UPDATE, which only waits while it holds nothing else.
+Whoever writes for many users at once may pass over those who are held alone, so that nobody waits for a stranger.
 """
 
 from collections.abc import Collection
@@ -23,6 +24,14 @@ _CLOCK: Final = "cast(extract(epoch from clock_timestamp()) * 1000000 as bigint)
 _HOLD: Final = sa.text(
     "select cast(user_id as text), erase_time from people where user_id = any(cast(:user_ids as uuid[]))"
     " order by user_id for key share"
+)
+# Who is known and was not to be had at once is busy.
+_HOLD_FREE: Final = sa.text(
+    "with held as (select user_id, erase_time from people where user_id = any(cast(:user_ids as uuid[]))"
+    " order by user_id for key share skip locked)"
+    " select cast(told.user_id as text), held.erase_time, held.user_id is not null as is_held,"
+    " exists (select from people where people.user_id = told.user_id) as is_known"
+    " from unnest(cast(:user_ids as uuid[])) as told (user_id) left join held using (user_id)"
 )
 _CREATE: Final = sa.text(
     f"insert into people (user_id, version) select user_id, {_CLOCK}"  # noqa: S608 - of constants
@@ -69,6 +78,19 @@ async def hold_people(connection: AsyncConnection, user_ids: Collection[str]) ->
         created = (await connection.execute(_CREATE, {"user_ids": missing})).scalars().all()
         held |= dict.fromkeys(created)
         held |= await _held(connection, others) if (others := set(missing) - set(created)) else {}
+    return held
+
+
+async def hold_free_people(connection: AsyncConnection, user_ids: Collection[str]) -> dict[str, datetime | None]:
+    """As `hold_people`, but leaves out those whom somebody excludes others from just now, instead of waiting.
+
+    Who is new, and is being made known by another transaction, is waited for: that is once in the life of a user.
+    """
+    rows = (await connection.execute(_HOLD_FREE, {"user_ids": list(user_ids)})).all()
+    held: dict[str, datetime | None] = {row.user_id: row.erase_time for row in rows if row.is_held}
+    if missing := [row.user_id for row in rows if not row.is_held and not row.is_known]:
+        created = (await connection.execute(_CREATE, {"user_ids": missing})).scalars()
+        held |= dict.fromkeys(created)
     return held
 
 

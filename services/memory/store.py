@@ -13,15 +13,16 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from parley.type.v1 import error_reason_pb2 as reasons
 from services.memory import statements
 from services.memory.cascades import drop_upkeep, follow_lost_turns
 from services.memory.consequences import Consequences
 from services.memory.context import Block
-from services.memory.people import exclude_writers, hold_people, is_erased
+from services.memory.people import exclude_writers, hold_free_people, hold_people, is_erased
 from services.memory.schema import forgotten_turns, purged_users, turns
 from services.memory.turns import ConversationKey, Merge, Place, Turn, merge
 from services.runtime.database import Database, violated_constraint
-from services.runtime.errors import PURGED_USERS, FieldViolation, InvalidArgument, ServiceError, invalid_request
+from services.runtime.errors import PURGED_USERS, Aborted, FieldViolation, InvalidArgument, ServiceError, invalid_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class TurnStore:
         return head, _block(rows, lowest=max(1, head.last_sequence - most_messages + 1))
 
     async def record(
-        self, told: Mapping[ConversationKey, Sequence[Turn]], *, user_id: str | None
+        self, told: Mapping[ConversationKey, Sequence[Turn]], *, user_id: str | None, skip_busy: bool = False
     ) -> dict[ConversationKey, Recorded | ServiceError | None]:
         """Records turns of conversations, all of one user or, without a user, of several; returns what each changed.
 
@@ -98,16 +99,19 @@ class TurnStore:
         deleted. Messages from before an erasure are dropped. Where a message belongs to another conversation or another
         place, nothing of its conversation is recorded: InvalidArgument stands in its place. The statements are as many for
         one conversation as for many. None also where the user was purged.
+
+        With `skip_busy` a user whose memories another transaction is changing is not waited for: Aborted stands in the place
+        of what they said.
         """
         try:
-            return await self._record(told, user_id=user_id)
+            return await self._record(told, user_id=user_id, skip_busy=skip_busy)
         except exc.IntegrityError as error:
             if violated_constraint(error) != PURGED_USERS:
                 raise
         purged = await self._purged({key.user_id for key in told})
         others = {key: turns_of for key, turns_of in told.items() if key.user_id not in purged}
         results: dict[ConversationKey, Recorded | ServiceError | None] = dict.fromkeys(told)
-        return results | (await self._record(others, user_id=user_id) if others else {})
+        return results | (await self._record(others, user_id=user_id, skip_busy=skip_busy) if others else {})
 
     async def _purged(self, user_ids: Collection[str]) -> Collection[str]:
         query = sa.select(purged_users.c.user_id).where(purged_users.c.user_id.in_(list(user_ids)))
@@ -115,20 +119,22 @@ class TurnStore:
             return set((await connection.execute(query)).scalars())
 
     async def _record(
-        self, told: Mapping[ConversationKey, Sequence[Turn]], *, user_id: str | None
+        self, told: Mapping[ConversationKey, Sequence[Turn]], *, user_id: str | None, skip_busy: bool
     ) -> dict[ConversationKey, Recorded | ServiceError | None]:
         database = self._database
         whose = database.service_transaction() if user_id is None else database.transaction(user_id=user_id)
         async with whose as connection:
-            erased = await hold_people(connection, sorted({key.user_id for key in told}))
-            locked = await _locked(connection, told)
+            hold = hold_free_people if skip_busy else hold_people
+            erased = await hold(connection, sorted({key.user_id for key in told}))
+            locked = await _locked(connection, [key for key in told if key.user_id in erased])
             changes = await _merged(connection, {key: _not_erased(told[key], erased, row) for key, row in locked.items()})
             await _forget(connection, changes)
             lengths = await _written(connection, changes)
             merges = {key: change for key, change in changes.items() if isinstance(change, Merge)}
             extracted = {key: row.extracted_sequence for key, row in locked.items()}
             await self._consequences.of_recorded(connection, merges, extracted)
-        results: dict[ConversationKey, Recorded | ServiceError | None] = dict.fromkeys(told)
+        results: dict[ConversationKey, Recorded | ServiceError | None]
+        results = {key: None if key.user_id in erased else _busy() for key in told}
         for key, change in changes.items():
             results[key] = _recorded(locked[key], change, lengths.get(key)) if isinstance(change, Merge) else change
         return results
@@ -261,6 +267,10 @@ async def _written(
 def _recorded(locked: sa.Row[Any], change: Merge, last_sequence: int | None) -> Recorded:
     previous = None if locked.old_version is None else Head(locked.old_version, locked.last_sequence)
     return Recorded(previous, Head(locked.version, last_sequence or locked.last_sequence), change.accepted)
+
+
+def _busy() -> ServiceError:
+    return Aborted("What is remembered of this user is being changed. Repeat the call.", reasons.ERROR_REASON_CONFLICT)
 
 
 def _elsewhere() -> ServiceError:

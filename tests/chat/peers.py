@@ -16,7 +16,7 @@ from parley.auth.v1 import auth_pb2, auth_pb2_grpc, user_pb2, user_pb2_grpc
 from parley.memory.v1 import memory_pb2, memory_pb2_grpc
 from parley.type.v1 import error_reason_pb2 as reasons
 from services.runtime.calls import current_caller
-from services.runtime.errors import FieldViolation, NotFound, Unavailable, invalid_request
+from services.runtime.errors import DeadlineExceeded, FieldViolation, NotFound, Unavailable, invalid_request
 from services.runtime.identity import TokenVerifier
 from services.runtime.server import GrpcServer, Mount
 from tests.issuer import Issuer
@@ -151,6 +151,7 @@ class MemoryStandIn(_NeverCalled):
     refuses_turns: bool = False
     record_calls: int = 0
     invalid: set[str] = field(default_factory=set)
+    busy: set[str] = field(default_factory=set)
     facts: dict[str, tuple[str, memory_pb2.Memory]] = field(default_factory=dict)
     added: list[memory_pb2.AddMemoryRequest] = field(default_factory=list)
     queries: list[memory_pb2.AssembleContextRequest] = field(default_factory=list)
@@ -162,7 +163,7 @@ class MemoryStandIn(_NeverCalled):
     def clear(self) -> None:
         for known in (self.turns, self.users, self.forgotten, self.gone, self.ends_forgotten, self.asked):
             known.clear()
-        for told in (self.invalid, self.facts, self.added, self.queries):
+        for told in (self.invalid, self.busy, self.facts, self.added, self.queries):
             told.clear()
         self.person_summary = self.conversation_summary = self.recalls_messages_of = ""
         self.degraded = ()
@@ -268,9 +269,13 @@ class MemoryStandIn(_NeverCalled):
             raise Unavailable("Not now.", reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE, metadata={"dependency": "test"})
         caller = current_caller()
         assert (caller.service, caller.user_id) == ("chat", None)
+        left_out = self.busy & {told.conversation_id for told in request.conversations}
+        if left_out and not request.skip_busy:
+            raise DeadlineExceeded("It waited in vain.", reasons.ERROR_REASON_DEADLINE_PASSED)
         for told in request.conversations:
-            self._remember(told.user_id, told.conversation_id, told.messages)
-        return memory_pb2.RecordTurnsResponse()
+            if told.conversation_id not in left_out:
+                self._remember(told.user_id, told.conversation_id, told.messages)
+        return memory_pb2.RecordTurnsResponse(busy_conversation_ids=left_out)
 
     def _remember(self, user_id: str, conversation_id: str, messages: Iterable[memory_pb2.ContextMessage]) -> None:
         self.users[conversation_id] = user_id

@@ -168,6 +168,51 @@ async def test_one_conversation_that_memory_refuses_does_not_keep_the_others_bac
     assert set(memory.turns) == set(good)
 
 
+async def test_a_user_whose_memories_are_being_changed_is_told_of_later_and_keeps_nobody_back(
+    start_chat: Start, memory: MemoryStandIn, rows: Database
+) -> None:
+    held, *free = await untold(start_chat, memory, 4)
+    memory.is_away = False
+    memory.busy.add(held)
+    await make_due(rows)
+    async with start_chat() as process:
+        await eventually(lambda: set(memory.turns) == set(free))
+        # What this process ends itself meanwhile goes by.
+        answer = await process.user().create("hello")
+        await eventually(lambda: answer.conversation_id in memory.turns)
+        assert held not in memory.turns
+        assert held in await owed_ids(rows)
+        memory.busy.clear()
+        await settled(rows)
+    assert sorted(memory.turns[held]) == [1, 2]
+
+
+async def test_what_is_put_off_is_due_again_soon(start_chat: Start, memory: MemoryStandIn, rows: Database) -> None:
+    held, other = await untold(start_chat, memory, 2)
+    await make_due(rows)
+    store = RecordStore(rows)
+    claimed = await store.claim_due(2)
+    assert set(claimed) == {held, other}
+    [read] = await store.read_owed([held], most_bytes=MUCH)
+    await store.put_off([read])
+    assert await owed_ids(rows) == {held, other}
+    assert await store.claim_due(2) == []
+    # A claim would have lasted ten times as long.
+    await pass_by(rows, seconds=3)
+    assert await store.claim_due(2) == [held]
+    # Who knows an older state of it puts nothing off.
+    await store.put_off([read])
+    await pass_by(rows, seconds=10)
+    assert await store.claim_due(2) == []
+
+
+async def pass_by(rows: Database, *, seconds: int) -> None:
+    """As if so much time had gone by."""
+    statement = text("update unrecorded_turns set due_time = due_time - make_interval(secs => :seconds)")
+    async with rows.service_transaction() as connection:
+        await connection.execute(statement, {"seconds": seconds})
+
+
 async def test_a_deleted_conversation_owes_nothing(
     start_chat: Start, memory: MemoryStandIn, rows: Database, simulator: Running
 ) -> None:

@@ -8,6 +8,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from suite.databases import ServiceDatabase
+from tests.memory.service import eventually
 
 Connection = psycopg.AsyncConnection[TupleRow]
 
@@ -30,3 +31,19 @@ async def run(database: ServiceDatabase, statement: LiteralString, *values: obje
     """Runs a statement."""
     async with opened(database) as connection:
         await connection.execute(statement, values)
+
+
+@asynccontextmanager
+async def holding_person(database: ServiceDatabase, user_id: str) -> AsyncIterator[None]:
+    """Holds a user's row meanwhile, as whoever erases or imports much does for long."""
+    async with opened(database) as connection:
+        await connection.execute("select from people where user_id = %s for update", (user_id,))
+        yield
+
+
+async def somebody_waits(database: ServiceDatabase) -> None:
+    """Returns when a statement waits for what another transaction holds."""
+    waiting = "select from pg_locks join pg_stat_activity using (pid) where not granted and datname = current_database()"
+    async for _ in eventually():
+        if await fetch(database, waiting):
+            break

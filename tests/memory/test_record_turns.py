@@ -1,9 +1,13 @@
 """The turns of many conversations, told at once."""
 
+import asyncio
+
 import grpc
 import pytest
 
 from parley.memory.v1 import memory_pb2
+from suite.databases import ServiceDatabase
+from tests.memory.database import holding_person, somebody_waits
 from tests.memory.service import MemoryService, fields_of, message, new_id, reason_of, turn
 from tests.memory.statements import counted_statements
 
@@ -13,12 +17,17 @@ def told(conversation_id: str, messages: list[memory_pb2.ContextMessage], *, use
 
 
 async def record(memory: MemoryService, *conversations: memory_pb2.ConversationTurns) -> list[str]:
-    answer = await memory.stub.RecordTurns(
-        memory_pb2.RecordTurnsRequest(conversations=conversations),
+    return list((await answered(memory, *conversations)).refused_conversation_ids)
+
+
+async def answered(
+    memory: MemoryService, *conversations: memory_pb2.ConversationTurns, skip_busy: bool = False
+) -> memory_pb2.RecordTurnsResponse:
+    return await memory.stub.RecordTurns(
+        memory_pb2.RecordTurnsRequest(conversations=conversations, skip_busy=skip_busy),
         metadata=memory.issuer.as_service("chat", audience="memory"),
         timeout=10,
     )
-    return list(answer.refused_conversation_ids)
 
 
 async def test_turns_of_several_users_are_recorded_each_for_its_own(memory: MemoryService) -> None:
@@ -62,12 +71,49 @@ async def test_a_repeat_changes_nothing_and_a_deleted_conversation_stays_deleted
     assert await memory.texts(deleted) == []
 
 
-async def test_many_conversations_take_no_more_statements_than_one(memory: MemoryService) -> None:
+@pytest.mark.parametrize("skip_busy", [False, True])
+async def test_many_conversations_take_no_more_statements_than_one(memory: MemoryService, *, skip_busy: bool) -> None:
     with counted_statements() as one:
-        await record(memory, told(new_id(), turn(1), user_id=new_id()))
+        await answered(memory, told(new_id(), turn(1), user_id=new_id()), skip_busy=skip_busy)
+    batch = [told(new_id(), turn(1), user_id=new_id()) for _ in range(200)]
     with counted_statements() as many:
-        await record(memory, *(told(new_id(), turn(1), user_id=new_id()) for _ in range(200)))
+        await answered(memory, *batch, skip_busy=skip_busy)
     assert len(one) == len(many) == 9
+
+
+async def test_nobody_waits_for_a_user_whose_memories_somebody_else_is_changing(
+    memory: MemoryService, database: ServiceDatabase
+) -> None:
+    mine, known = new_id(), new_id()
+    await memory.add_memory("likes tea")
+    await memory.add_memory("likes coffee", user_id=known)
+    batch = [
+        told(mine, turn(1), user_id=memory.user_id),
+        told(new_id(), turn(1), user_id=known),
+        told(new_id(), turn(1), user_id=new_id()),
+    ]
+    async with holding_person(database, memory.user_id):
+        answer = await answered(memory, *batch, skip_busy=True)
+        assert list(answer.busy_conversation_ids) == [mine]
+        assert list(answer.refused_conversation_ids) == []
+        assert await memory.texts(mine) == []
+        for one in batch[1:]:
+            assert await memory.texts(one.conversation_id, user_id=one.user_id) == ["words 1", "words 2"]
+        alone = await answered(memory, batch[0], skip_busy=True)
+        assert list(alone.busy_conversation_ids) == [mine]
+    assert list((await answered(memory, *batch, skip_busy=True)).busy_conversation_ids) == []
+    assert await memory.texts(mine) == ["words 1", "words 2"]
+
+
+async def test_a_caller_who_skips_nobody_waits(memory: MemoryService, database: ServiceDatabase) -> None:
+    mine = new_id()
+    await memory.add_memory("likes tea")
+    async with asyncio.TaskGroup() as group, holding_person(database, memory.user_id):
+        call = group.create_task(answered(memory, told(mine, turn(1), user_id=memory.user_id)))
+        await somebody_waits(database)
+        assert not call.done()
+    assert list(call.result().busy_conversation_ids) == []
+    assert await memory.texts(mine) == ["words 1", "words 2"]
 
 
 async def test_the_held_blocks_follow(memory: MemoryService) -> None:

@@ -34,6 +34,14 @@ class NewMemory:
     request_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What memory has not taken: conversations `refused`, since it knows otherwise, and `busy`, to be told again later."""
+
+    refused: Sequence[str]
+    busy: Sequence[str]
+
+
 class MemoryClient:
     """Memory, as chat uses it. Every method raises ServiceError when memory does not answer or refuses."""
 
@@ -101,15 +109,15 @@ class MemoryClient:
             with peer_errors():
                 await self._memory.RecordTurn(request, timeout=self._timeout_seconds)
 
-    async def record_turns(self, owed: Sequence[OwedTurns]) -> list[str]:
+    async def record_turns(self, owed: Sequence[OwedTurns]) -> LeftOut:
         """Tells memory of messages of many conversations, at once. Idempotent by message and revision.
 
-        Returns the conversations of which it has taken nothing, because it knows otherwise.
+        Nobody waits for a user whose memories somebody else is changing: they are busy.
         """
-        request = memory_pb2.RecordTurnsRequest(conversations=[_owed(one) for one in owed])
+        request = memory_pb2.RecordTurnsRequest(conversations=[_owed(one) for one in owed], skip_busy=True)
         with peer_errors():
             answer = await self._memory.RecordTurns(request, timeout=self._timeout_seconds)
-        return list(answer.refused_conversation_ids)
+        return LeftOut(answer.refused_conversation_ids, answer.busy_conversation_ids)
 
     async def forget_conversation(self, conversation_id: str) -> None:
         """Makes memory forget a conversation for good. Idempotent."""

@@ -1,8 +1,9 @@
 """The standing duty that keeps memory in step with what is said: many conversations in few calls.
 
 Invariants: at least once, by marks in the database that go only after memory has confirmed (record_store.py); memory that is
-away is asked again ever more rarely and costs no turn anything; nobody waits for this. It forgets nothing: deletions and
-edits are jobs (recording.py), whose order with what is told here does not matter to memory.
+away is asked again ever more rarely and costs no turn anything; nobody waits for this, nor for a user whose memories are
+being changed: of those memory is told later. It forgets nothing: deletions and edits are jobs (recording.py), whose order
+with what is told here does not matter to memory.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from typing import Final
 
 import structlog
 
-from services.chat.memory.client import MemoryClient
+from services.chat.memory.client import LeftOut, MemoryClient
 from services.chat.record_store import RecordStore
 from services.chat.unrecorded import OwedTurns, Unrecorded
 from services.runtime.database import DATABASE_FAILURES
@@ -67,12 +68,15 @@ class Recorder:
         return not ids or await self._told(ids)
 
     async def _told(self, conversation_ids: Sequence[str]) -> bool:
-        """Whether memory has confirmed what it is owed of these conversations."""
+        """Whether memory has confirmed what it is owed of these conversations, or will be told of them later."""
         try:
             owed = await self._store.read_owed(conversation_ids, most_bytes=_BYTES_AT_ONCE)
-            await self._tell([one for one in owed if one.messages])
-            if owed:
-                await self._store.settle(owed)
+            busy = await self._tell([one for one in owed if one.messages])
+            if told := [one for one in owed if one.conversation_id not in busy]:
+                await self._store.settle(told)
+            if busy:
+                log.info("recorder.put_off", conversations=len(busy))
+                await self._store.put_off([one for one in owed if one.conversation_id in busy])
         except ServiceError as error:
             log.warning("recorder.postponed", error=reason_name(error.reason), conversations=len(conversation_ids))
             return False
@@ -81,20 +85,20 @@ class Recorder:
             return False
         return True
 
-    async def _tell(self, owed: Sequence[OwedTurns]) -> None:
+    async def _tell(self, owed: Sequence[OwedTurns]) -> set[str]:
+        """Tells memory of them; returns the conversations that it is to be told of again."""
         if not owed:
-            return
+            return set()
         try:
-            refused = await self._memory.record_turns(owed)
+            left_out = await self._memory.record_turns(owed)
         except InvalidArgument:
             if len(owed) > 1:
-                for one in owed:
-                    await self._tell([one])
-                return
-            refused = [owed[0].conversation_id]
-        if refused:
+                return set().union(*[await self._tell([one]) for one in owed])
+            left_out = LeftOut(refused=[owed[0].conversation_id], busy=[])
+        if left_out.refused:
             # Not to be mended by telling it again.
-            log.error("recorder.refused", conversation_ids=refused)
+            log.error("recorder.refused", conversation_ids=list(left_out.refused))
+        return set(left_out.busy)
 
 
 def _pause(failures: int) -> float:

@@ -30,7 +30,10 @@ from services.memory.people import Erased, erased_until, exclude_writers, note_e
 from services.memory.store import Eviction
 from services.memory.turns import ConversationKey
 from services.runtime.database import Database
+from services.runtime.fairness import FairGate
 
+# What is left of the pool is for those whose calls are short.
+_ERASURES_AT_ONCE: Final = 2
 _BATCH: Final = 10_000
 _TRIES: Final = 3
 _DEADLOCK: Final = "40P01"
@@ -60,10 +63,14 @@ class Gone:
 
 
 class ErasureStore:
-    """What is remembered, to be erased; each method acts for the user that it names."""
+    """What is remembered, to be erased; each method acts for the user that it names.
+
+    A few erasures run at a time in a process, and one of a user: the others wait here, and hold no connection.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._gate = FairGate(size=_ERASURES_AT_ONCE)
 
     async def erase(self, user_id: str, wanted: Wanted) -> Gone:
         """Erases what is wanted, all of it or nothing. Idempotent: a second time there is nothing left."""
@@ -76,7 +83,7 @@ class ErasureStore:
         return await self._erase(user_id, wanted)
 
     async def _erase(self, user_id: str, wanted: Wanted) -> Gone:
-        async with self._database.transaction(user_id=user_id) as connection:
+        async with self._gate.passed(user_id), self._database.transaction(user_id=user_id) as connection:
             await exclude_writers(connection, user_id)
             return await _Erasing(connection, user_id, wanted).run()
 

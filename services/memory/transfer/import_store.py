@@ -10,7 +10,7 @@ is known at another place, and more than a user may have. What was imported is e
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -28,6 +28,10 @@ from services.memory.turns import ConversationKey, Turn
 from services.memory.upkeep.store import owe, owe_all
 from services.runtime.database import Database
 from services.runtime.errors import FieldViolation, ResourceExhausted, invalid_request
+from services.runtime.fairness import FairGate
+
+# What is left of the pool is for those whose calls are short.
+_IMPORTS_AT_ONCE: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +52,23 @@ class Imported:
 
 
 class ImportStore:
-    """What is remembered, to be added to."""
+    """What is remembered, to be added to.
+
+    A few imports run at a time in a process, and one of a user: the others wait here, and hold no connection.
+    """
 
     def __init__(self, database: Database, limits: ImportLimits, *, portray_delay_seconds: float) -> None:
         self._database = database
         self._limits = limits
         self._portray_delay_seconds = portray_delay_seconds
+        self._gate = FairGate(size=_IMPORTS_AT_ONCE)
 
     async def take(self, user_id: str, messages: Sequence[ToldMessage], facts: Sequence[ToldFact]) -> Imported:
         """Takes records in their order, all or nothing. Idempotent.
 
         Raises InvalidArgument for a message that is known at another place, and ResourceExhausted (LIMIT_REACHED).
         """
-        async with self._database.transaction(user_id=user_id) as connection:
+        async with self._gate.passed(user_id), self._database.transaction(user_id=user_id) as connection:
             await exclude_writers(connection, user_id)
             erased = await erased_until(connection, user_id)
             taking = _Taking(connection, user_id, self._limits)

@@ -243,6 +243,11 @@ class RecordTurnsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CONVERSATIONS_FIELD_NUMBER: _builtins.int
+    SKIP_BUSY_FIELD_NUMBER: _builtins.int
+    skip_busy: _builtins.bool
+    """Whether conversations of users whose memories are being erased, imported or changed just now are left out and named in the
+    answer, instead of waited for. Default: they are waited for, and the others with them.
+    """
     @_builtins.property
     def conversations(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConversationTurns]:
         """Required. The conversations, each once."""
@@ -251,10 +256,11 @@ class RecordTurnsRequest(_message.Message):
         self,
         *,
         conversations: _abc.Iterable[Global___ConversationTurns] | None = ...,
+        skip_busy: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversations", b"conversations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversations", b"conversations", "skip_busy", b"skip_busy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -267,18 +273,24 @@ class RecordTurnsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REFUSED_CONVERSATION_IDS_FIELD_NUMBER: _builtins.int
+    BUSY_CONVERSATION_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def refused_conversation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The conversations of which nothing was recorded, because a message contradicts what is known: another place, another conversation."""
+
+    @_builtins.property
+    def busy_conversation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With `skip_busy`: the conversations of which nothing was recorded, because their user was busy. Tell of them again, later."""
 
     def __init__(
         self,
         *,
         refused_conversation_ids: _abc.Iterable[_builtins.str] | None = ...,
+        busy_conversation_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["refused_conversation_ids", b"refused_conversation_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_conversation_ids", b"busy_conversation_ids", "refused_conversation_ids", b"refused_conversation_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -252,7 +252,8 @@ class MemoryServiceServicer:
     def RecordTurns(self, request, context):
         """Records finished turns of many conversations, of whichever users, in one transaction; each as RecordTurn does it. For chat, which
         owns the conversations: whose one is, is its word, as it is when chat asks for a token on behalf of a user. A call made on
-        behalf of a user is refused. A conversation whose messages contradict what is known is left out and named in the answer.
+        behalf of a user is refused. A conversation whose messages contradict what is known is left out and named in the answer; with
+        `skip_busy` also one of a user whose memories somebody else is changing, so that nobody waits for a stranger.
         Reasons: ACCESS_DENIED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

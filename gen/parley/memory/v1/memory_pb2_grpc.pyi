@@ -93,7 +93,8 @@ class MemoryServiceStub:
     RecordTurns: _aio.UnaryUnaryMultiCallable[_memory_pb2.RecordTurnsRequest, _memory_pb2.RecordTurnsResponse]
     """Records finished turns of many conversations, of whichever users, in one transaction; each as RecordTurn does it. For chat, which
     owns the conversations: whose one is, is its word, as it is when chat asks for a token on behalf of a user. A call made on
-    behalf of a user is refused. A conversation whose messages contradict what is known is left out and named in the answer.
+    behalf of a user is refused. A conversation whose messages contradict what is known is left out and named in the answer; with
+    `skip_busy` also one of a user whose memories somebody else is changing, so that nobody waits for a stranger.
     Reasons: ACCESS_DENIED.
     """
     InvalidateContext: _aio.UnaryUnaryMultiCallable[_memory_pb2.InvalidateContextRequest, _memory_pb2.InvalidateContextResponse]
@@ -269,7 +270,8 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_memory_pb2.RecordTurnsResponse]:
         """Records finished turns of many conversations, of whichever users, in one transaction; each as RecordTurn does it. For chat, which
         owns the conversations: whose one is, is its word, as it is when chat asks for a token on behalf of a user. A call made on
-        behalf of a user is refused. A conversation whose messages contradict what is known is left out and named in the answer.
+        behalf of a user is refused. A conversation whose messages contradict what is known is left out and named in the answer; with
+        `skip_busy` also one of a user whose memories somebody else is changing, so that nobody waits for a stranger.
         Reasons: ACCESS_DENIED.
         """
 
