@@ -80,11 +80,11 @@ async def indexed(database: ServiceDatabase, user_id: str) -> None:
 async def planted(memory: MemoryService, database: ServiceDatabase) -> list[str]:
     """The canary through every door; two conversations."""
     conversations = [new_id(), new_id()]
-    for conversation_id in conversations:
+    for name, conversation_id in zip(("the first", "the second"), conversations, strict=True):
         told = turn(1, f"my {CANARY}")
         await memory.record(conversation_id, [*told, message(3, f"and {CANARY} again"), message(5, CANARY)])
         await memory.assemble(conversation_id)
-        await remember(memory, f"has a {CANARY} of {conversation_id}", conversation_id, told[0].message_id)
+        await remember(memory, f"has a {CANARY} of {name}", conversation_id, told[0].message_id)
     stated = await memory.add_memory(f"likes {CANARY}", subject=CANARY, attribute=CANARY, request_id=new_id())
     await memory.update_memory(stated.id, text="likes owls")
     await memory.update_memory(stated.id, text="likes eagles")
@@ -279,7 +279,7 @@ async def test_a_conversation_is_forgotten_with_what_was_learned_from_nothing_el
     assert await memory.texts(first) == []
     assert len(await memory.texts(second)) == 3
     texts = {one.text for one in await memory.memories()}
-    assert texts == {f"has a {CANARY} of {second}", "likes eagles", "owns a boat"}
+    assert texts == {f"has a {CANARY} of the second", "likes eagles", "owns a boat"}
     assert [source.message_id for source in (await memory.get_memory(both.id)).sources] == [kept]
     assert await memory.record(first, turn(1, CANARY)) == 0
     assert await fetch(database, "select scope_id::text from summaries") == [(second,)]

@@ -259,7 +259,8 @@ async def test_a_statement_that_always_takes_too_long_is_given_up_and_pauses_nob
     with capture_logs() as logs:
         async with beside(Upkeep(store, [chore], FAST).run()):
             async for _ in eventually(10):
-                if len(done) == 19 and await left(store) == 1:
+                # None where its second try has come already.
+                if len(done) == 19 and await left(store) <= 1:
                     break
             async with opened.service_transaction() as connection:
                 await connection.execute(text("update upkeep set due_time = now()"))
