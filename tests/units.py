@@ -4,8 +4,8 @@ import pytest
 from xdist.remote import Producer  # type: ignore[import-untyped]
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
-# Their tests share one edge, or whole suites, which take seconds to start and a process of this machine: these folders are
-# run first, each by one worker, and what they share ends with them.
+# Their tests share one edge, or whole suites of a dozen processes, which take seconds to start: these folders come first,
+# each in one worker, and what they share ends with them.
 ONE_SUITE = ("e2e", "access", "gateway")
 
 

@@ -77,10 +77,9 @@ class Assembly:
 async def assembled(settings: AuthSettings) -> AsyncIterator[Assembly]:
     """The server, ready to start, with the standing duties running; ends and closes everything afterwards."""
     url = settings.database_url.get_secret_value()
-    cost = HashCost(settings.argon2_time_cost, settings.argon2_memory_kib, settings.argon2_parallelism)
     async with serving_database(url, pool_size=settings.database_pool_size) as database:
         passwords = Passwords(
-            cost,
+            HashCost.of(settings),
             threads=settings.password_hash_threads,
             most_waiting=settings.password_hash_queue,
             wait_seconds=settings.password_hash_wait_seconds,

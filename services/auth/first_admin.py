@@ -80,8 +80,7 @@ def _password() -> str:
 
 
 async def _create(settings: FirstAdminSettings, request: auth_pb2.RegisterRequest) -> None:
-    cost = HashCost(settings.argon2_time_cost, settings.argon2_memory_kib, settings.argon2_parallelism)
-    passwords = Passwords(cost, threads=1, most_waiting=1, wait_seconds=_WAIT_SECONDS)
+    passwords = Passwords(HashCost.of(settings), threads=1, most_waiting=1, wait_seconds=_WAIT_SECONDS)
     try:
         async with serving_database(settings.database_url.get_secret_value(), pool_size=1) as database:
             password_hash = await passwords.hash(request.password)

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import structlog
 from pwdlib import PasswordHash
@@ -22,6 +22,7 @@ from pwdlib.hashers.argon2 import Argon2Hasher
 from pwdlib.hashers.bcrypt import BcryptHasher
 
 from parley.type.v1 import error_reason_pb2 as reasons
+from services.auth.settings import HashSettings
 from services.runtime.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -47,6 +48,11 @@ class HashCost:
     time_cost: int
     memory_kib: int
     parallelism: int
+
+    @classmethod
+    def of(cls, settings: HashSettings) -> Self:
+        """What the settings say."""
+        return cls(settings.argon2_time_cost, settings.argon2_memory_kib, settings.argon2_parallelism)
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,11 +108,11 @@ def _pace(text: str) -> int:
 async def _no_password(environment: Mapping[str, str]) -> str:
     """As costly to check as anybody's: who has no password cannot be told from who has."""
     try:
-        cost = HashSettings.model_validate({name.lower(): value for name, value in passed_on("auth", environment).items()})
+        given = {name.lower(): value for name, value in passed_on("auth", environment).items()}
+        settings = HashSettings.model_validate(given)
     except ValidationError as error:
         raise SuiteError(bad_settings(explain(error)), exit_code=2) from error
-    hashing = HashCost(cost.argon2_time_cost, cost.argon2_memory_kib, cost.argon2_parallelism)
-    passwords = Passwords(hashing, threads=1, most_waiting=1, wait_seconds=60)
+    passwords = Passwords(HashCost.of(settings), threads=1, most_waiting=1, wait_seconds=60)
     try:
         return await passwords.hash(secrets.token_urlsafe(32))
     finally:

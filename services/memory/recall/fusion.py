@@ -146,12 +146,12 @@ class _Votes:
             legs.append(leg)
 
     def order(self) -> list[Key]:
-        return [key for key, _ in self._ordered()]
+        return [key for key, _ in self._best_first()]
 
     def ranking(self) -> list[Ranked]:
-        return [Ranked(key, score, self._legs[key]) for key, score in self._ordered()]
+        return [Ranked(key, score, self._legs[key]) for key, score in self._best_first()]
 
-    def _ordered(self) -> list[tuple[Key, float]]:
+    def _best_first(self) -> list[tuple[Key, float]]:
         """The best first; of equal ones the first that was voted for."""
         return sorted(self._scores.items(), key=itemgetter(1), reverse=True)
 
