@@ -43,7 +43,8 @@ class FailureStore:
 
         The name's own delay does not count for an address from which somebody signed in with it within `known_seconds`.
         """
-        left = func.extract("epoch", _COLUMNS.delay_until - func.now())
+        # Not `now()`, when this transaction began: a success may have been noted since then, without a delay.
+        left = func.extract("epoch", _COLUMNS.delay_until - func.clock_timestamp())
         known = select(_COLUMNS.key).where(
             _COLUMNS.key == pair_key, _COLUMNS.success_time > func.now() - interval(known_seconds)
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pwdlib.hashers.argon2 import Argon2Hasher
 
 from services.runtime.migrations import migrate
 from suite.databases import ServiceDatabase, prepare_database
@@ -46,6 +47,23 @@ async def own_database(postgres: EmbeddedPostgres) -> ServiceDatabase:
 @pytest.fixture
 async def person(auth: RunningAuth) -> Person:
     return await auth.register()
+
+
+@pytest.fixture
+def hashings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The hashes that were made or compared from now on, which is what a sign-in costs."""
+    done: list[str] = []
+    for name in ("hash", "verify"):
+        monkeypatch.setattr(Argon2Hasher, name, _noted(getattr(Argon2Hasher, name), name, done))
+    return done
+
+
+def _noted(work: Callable[..., Any], name: str, done: list[str]) -> Callable[..., Any]:
+    def noted(*arguments: Any, **named: Any) -> Any:
+        done.append(name)
+        return work(*arguments, **named)
+
+    return noted
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from suite.databases import ServiceDatabase
 from tests.auth.harness import CALL_SECONDS, Person, RunningAuth, bearer, make_settings, refusal, running_auth, until
 from tests.auth.purge_peers import LateKeys, Peers, Purger, running_peers
 from tests.auth.test_process import environment, start
+from tests.work import PATIENCE_SECONDS
 
 ALL = ("chat", "memory", "sms")
 
@@ -225,7 +226,8 @@ async def test_the_sessions_of_a_deleted_user_end_in_every_process(stand: Stand)
         await second.users.GetPreferences(reading, metadata=person.metadata)
         await delete(first, "me", by=person)
         refused = await until(
-            lambda: refused_or_none(second.users.GetPreferences(reading, metadata=person.metadata)), within_seconds=3
+            lambda: refused_or_none(second.users.GetPreferences(reading, metadata=person.metadata)),
+            within_seconds=PATIENCE_SECONDS,
         )
         assert refused is not None
         assert refused.reason == reasons.ERROR_REASON_SESSION_ENDED

@@ -34,6 +34,7 @@ from tests.auth.harness import (
     running_auth,
     until,
 )
+from tests.work import PATIENCE_SECONDS
 
 StartAuth = Callable[..., Awaitable[RunningAuth]]
 NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -308,7 +309,7 @@ async def test_a_deactivated_users_tokens_stop_at_once_and_come_back_with_a_sign
             return from_rpc_error(error)
         return None
 
-    told = await until(refused_elsewhere, within_seconds=3)
+    told = await until(refused_elsewhere, within_seconds=PATIENCE_SECONDS)
     assert told is not None
     assert told.reason == reasons.ERROR_REASON_SESSION_ENDED
     assert (await refusal(auth.refresh(person.tokens.refresh_token))).reason == reasons.ERROR_REASON_REFRESH_TOKEN_INVALID

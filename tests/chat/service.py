@@ -179,6 +179,12 @@ def asked_of_database(process: ChatProcess) -> list[str]:
     return [one for one in process.statements if not any(word in one for word in duties)]
 
 
+def asked_for_turns(process: ChatProcess) -> list[str]:
+    """Statements of turns: without whose they are, and without those that look after what was left, at any time."""
+    duties = ("set_config", "with dead as", "update unrecorded_turns", "delete from unrecorded_turns", "procrastinate")
+    return [one for one in process.statements if not any(word in one for word in duties)]
+
+
 async def eventually(condition: Callable[[], bool], *, within_seconds: float = 10) -> None:
     end = time.monotonic() + within_seconds
     while not condition():

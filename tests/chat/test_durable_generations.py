@@ -13,6 +13,7 @@ from simulator.control import Fault, ScriptedAnswer
 from simulator.server import Running
 from tests.chat.conftest import Start
 from tests.chat.service import ChatProcess, User, checked, eventually, held, refusal, text_of
+from tests.work import PATIENCE_SECONDS
 
 Event = chat_pb2.CompletionEvent
 LAST_EVENT_ID = "last-event-id"
@@ -164,7 +165,7 @@ async def test_a_cancelled_reply_keeps_what_was_written(start_chat: Start, simul
         following = asyncio.create_task(followed(user.at(there), generation_id))
         await asyncio.sleep(0.1)
         caller = user.at(there) if is_remote else user
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             stopped = await cancel(caller, generation_id)
         events = await running
         partial = events[-1].cancelled.partial_message

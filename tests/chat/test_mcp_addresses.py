@@ -3,8 +3,8 @@
 import asyncio
 import datetime as dt
 import ipaddress
+import socket
 import ssl
-import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -116,12 +116,14 @@ async def test_one_private_address_among_public_ones_is_one_too_many(public_only
         await public_only.resolve("localhost")
 
 
-async def test_what_was_found_is_remembered_and_no_more_than_so_much(public_only: Addresses) -> None:
+async def test_what_was_found_is_remembered_and_no_more_than_so_much(
+    public_only: Addresses, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(1_200):
         await public_only.resolve(f"1.1.{number // 250}.{number % 250 + 1}")
-    begin = time.perf_counter()
-    await public_only.resolve("1.1.4.150")
-    assert time.perf_counter() - begin < 0.01
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "getaddrinfo", None)
+        await public_only.resolve("1.1.4.150")
     assert len(public_only._found) == 1_000
 
 

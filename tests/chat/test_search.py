@@ -1,7 +1,6 @@
 """The search over one's conversations, by the words in their titles and messages."""
 
 import json
-import time
 from typing import Any
 
 import grpc
@@ -189,9 +188,7 @@ async def test_only_the_users_own_rows_are_read(chat: ChatProcess, database: Ser
     await fill(database, user.id, 50)
     await fill(database, other.id, 500)
     chat.statements.clear()
-    begin = time.perf_counter()
     assert len((await search(user, "piano3 ordinary", page_size=100)).results) == 50
-    assert time.perf_counter() - begin < 2
     [statement] = [one for one in chat.statements if "words_of" in one]
     rows = await rows_read(database, statement, user.id)
     # Each once, and those of the page once more, for their excerpts.

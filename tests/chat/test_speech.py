@@ -1,11 +1,10 @@
 # ruff: noqa: RUF001 - characters of other scripts are what is tested
 """A reply as it can be spoken: what stays, what goes, how long it takes, and that no text makes it slow."""
 
-import time
-
 import pytest
 
 from services.chat.speech import spoken_seconds, spoken_text
+from tests.work import grows_with_its_input
 
 
 @pytest.mark.parametrize(
@@ -97,14 +96,7 @@ def test_the_duration_follows_from_words_and_characters(text: str, language: str
     ],
 )
 def test_time_grows_with_the_length_and_not_faster(piece: str) -> None:
-    """Twice the text takes about twice the time: quadratic work would take four times as long."""
-
-    def seconds(count: int) -> float:
-        text = piece * count
-        return min(_timed(text) for _ in range(3))
-
-    short, long = seconds(10_000), seconds(40_000)
-    assert long < max(12 * short, 0.05)
+    assert grows_with_its_input(lambda count: _spoken(piece * count), 5_000)
 
 
 @pytest.mark.parametrize(
@@ -120,10 +112,8 @@ def test_time_grows_with_the_length_and_not_faster(piece: str) -> None:
 )
 def test_a_line_that_is_nothing_after_all_takes_no_longer(begin: str, piece: str, end: str) -> None:
     """A table whose last cell is a word, a heading with blanks within: each way to read them was tried, in turn."""
-    assert _timed(f"{begin}{piece * 10_000}{end}") < 1
+    assert grows_with_its_input(lambda count: _spoken(f"{begin}{piece * count}{end}"), 1_000)
 
 
-def _timed(text: str) -> float:
-    begin = time.process_time()
-    spoken_seconds(spoken_text(text), "")
-    return time.process_time() - begin
+def _spoken(text: str) -> float:
+    return spoken_seconds(spoken_text(text), "")

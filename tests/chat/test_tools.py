@@ -15,7 +15,7 @@ from simulator.server import Running
 from suite.databases import ServiceDatabase
 from suite.postgres import EmbeddedPostgres
 from tests.chat.conftest import Start
-from tests.chat.service import ChatProcess, User, text_of
+from tests.chat.service import ChatProcess, User, asked_for_turns, text_of
 from tests.chat.test_tasks import add, titles
 
 
@@ -111,7 +111,7 @@ async def test_calls_of_one_round_run_at_the_same_time_and_answer_in_order(
     start_chat: Start, simulator: Running, database: ServiceDatabase
 ) -> None:
     """Three calls that each hang until their time is over take one such time together; the others are not hindered."""
-    async with start_chat(tool_timeout_seconds=0.6) as chat:
+    async with start_chat(tool_timeout_seconds=2) as chat:
         user = chat.user()
         await add(user, "Here before")
         hanging = [call("add_task", {"title": str(number)}) for number in range(3)]
@@ -123,12 +123,12 @@ async def test_calls_of_one_round_run_at_the_same_time_and_answer_in_order(
             await connection.execute("select * from task_counters where user_id = %s for update", (user.id,))
             begin = time.monotonic()
             events = await user.stream("Go", use_tasks=True)
-            assert 0.5 < time.monotonic() - begin < 1.7
+            assert 1.9 < time.monotonic() - begin < 5
         results = calls_of(events)
         assert [(tool, status) for tool, status, _ in results] == [("add_task", "failed")] * 3 + [
             ("list_tasks", "succeeded")
         ]
-        assert results[0][2] == "It did not answer within 0.6 seconds."
+        assert results[0][2] == "It did not answer within 2 seconds."
         assert text_of(events) == "Well."
         assert "Here before" in (await outputs(simulator))[3]
         assert await titles(user) == ["Here before"]
@@ -201,7 +201,9 @@ async def test_a_turn_with_a_tool_costs_few_statements(chat: ChatProcess, user: 
     chat.statements.clear()
     await user.create("What is on my list?", use_tasks=True)
     of_calls = [
-        one for one in chat.statements if "tool_calls" in one or ("items" in one and "update generations" in one.lower())
+        one
+        for one in asked_for_turns(chat)
+        if "tool_calls" in one or ("items" in one and "update generations" in one.lower())
     ]
     assert len(of_calls) <= 5, of_calls
 

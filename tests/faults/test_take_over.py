@@ -17,6 +17,7 @@ from suite.postgres import EmbeddedPostgres
 from suite.redis import start_redis
 from tests.chat.service import User, checked, text_of
 from tests.faults.stand import USER, Chat, Stand, soon, until_text
+from tests.work import PATIENCE_SECONDS
 
 Event = chat_pb2.CompletionEvent
 WHOLE = " ".join(f"tok{number}" for number in range(60))
@@ -164,8 +165,8 @@ async def test_who_sleeps_past_the_lease_reads_on_what_another_writes(stand: Sta
 
 
 async def test_a_stop_hands_over_what_another_can_go_on_with(stand: Stand) -> None:
-    replicas = [stand.start(OPENAI_BACKGROUND="on", DRAIN_SECONDS="1") for _ in range(2)]
-    first, second = await asyncio.gather(*replicas)
+    lasting = {"OPENAI_BACKGROUND": "on", "DRAIN_SECONDS": "1", "LEASE_SECONDS": "120", "LEASE_RENEW_SECONDS": "40"}
+    first, second = await asyncio.gather(stand.start(**lasting), stand.start(**lasting))
     events: list[Event] = []
     call = first.user(USER).open_stream("Count", request_id="one", model="sim-150-30-0")
     await until_text(call, events)
@@ -173,8 +174,8 @@ async def test_a_stop_hands_over_what_another_can_go_on_with(stand: Stand) -> No
     assert await until_broken(call, events) is grpc.StatusCode.UNAVAILABLE
     begin = time.monotonic()
     whole = await rest_of(second.user(USER), events)
-    # At once, and not only when the lease has expired.
-    assert time.monotonic() - begin < 150 * 0.03
+    # Long before the lease has expired.
+    assert time.monotonic() - begin < PATIENCE_SECONDS
     assert len(text_of(whole).split()) == 150
     assert whole[-1].WhichOneof("event") == "completed"
     assert len(await stand.simulator.control.requests("responses")) == 1
@@ -192,7 +193,7 @@ async def test_with_the_default_lease_a_death_is_resolved_within_fifteen_seconds
     begin = time.monotonic()
     await until_broken(call, events)
     whole = await rest_of(second.user(USER), events)
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < PATIENCE_SECONDS
     assert whole[-1].failed.partial_message.text == text_of(whole) != ""
     await stand.simulator.control.release()
 
@@ -258,7 +259,7 @@ async def test_a_process_that_stops_amid_a_transaction_keeps_its_replies_from_no
     try:
         began = time.monotonic()
         whole = await rest_of(second.user(USER), told)
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < PATIENCE_SECONDS
         assert whole[-1].failed.reason == "GENERATION_INTERRUPTED"
     finally:
         first.tell(signal.SIGCONT)

@@ -137,9 +137,7 @@ async def test_auth_may_come_late_and_go_again(
         assert error_of(response) == (503, code_pb2.UNAVAILABLE, "IDENTITY_UNAVAILABLE")
         assert response.headers["retry-after"] == "1"
         await late_auth.start()
-        began = time.monotonic()
         await edge.until_verifies(signed_in)
-        assert time.monotonic() - began < 2
         await late_auth.stop()
         # Longer than the keys are kept when they can be had.
         await asyncio.sleep(1.5)

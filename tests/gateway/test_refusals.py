@@ -14,6 +14,7 @@ from parley.auth.v1 import auth_pb2
 from parley.chat.v1 import conversation_pb2, conversation_pb2_grpc
 from tests.gateway.backend import Script, Service, endpoints_of, error
 from tests.gateway.edge import Edge, error_of, running_edge
+from tests.work import PATIENCE_SECONDS
 
 SERVICE_CODES = [
     (code_pb2.INVALID_ARGUMENT, 400),
@@ -267,10 +268,9 @@ async def test_a_frozen_service_is_not_asked(services: dict[str, Service], signe
     async with await asyncio.start_server(freeze, "127.0.0.1", 0) as frozen:
         endpoints = endpoints_of(services)
         endpoints["chat"] = (Address("127.0.0.1", frozen.sockets[0].getsockname()[1]),)
-        async with running_edge(endpoints) as edge, edge.client() as client, asyncio.timeout(15):
+        async with running_edge(endpoints) as edge, edge.client() as client, asyncio.timeout(PATIENCE_SECONDS):
             await edge.until_verifies(signed_in)
-            async with asyncio.timeout(1):
-                response = await client.get("/api/v1/chat/conversations", headers=signed_in)
+            response = await client.get("/api/v1/chat/conversations", headers=signed_in)
             assert error_of(response) == (503, code_pb2.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
             asked.set()
 

@@ -141,8 +141,9 @@ async def test_two_hundred_streams_at_once_lose_nothing(edge: Edge, script: Scri
     script.streams["StreamCompletion"] = together
 
     async def follow(client: httpx2.AsyncClient) -> list[str]:
-        body = (await client.post(URL, json={}, headers=signed_in)).text
-        return [line for line in body.split("\n") if line.startswith("id: ")]
+        response = await client.post(URL, json={}, headers=signed_in)
+        assert response.status_code == 200, response.text
+        return [line for line in response.text.split("\n") if line.startswith("id: ")]
 
     async with edge.client(connections=200) as client:
         all_ids = await asyncio.gather(*(follow(client) for _ in range(200)))

@@ -1,18 +1,19 @@
 """What is never learned: small talk, foreign text, and whatever a model proposes that its messages do not say."""
 
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 
+from services.memory.extraction.own_words import own_words
 from simulator.server import Running
 from suite.databases import ServiceDatabase
 from tests.memory.conftest import Start
 from tests.memory.database import fetch
 from tests.memory.learning import LEARNING, Learner, operation, proposing
 from tests.memory.service import message
+from tests.work import grows_with_its_input
 
 INJECTION = """<html><body><h1>Welcome to Acme</h1>
 <p>Acme makes the best widgets in the world.</p>
@@ -292,7 +293,6 @@ async def test_system_messages_cannot_come_in_and_a_very_long_one_is_cut(learner
 
 
 async def test_empty_lines_without_end_keep_nobody_waiting(learner: Learner) -> None:
-    began = time.perf_counter()
+    assert grows_with_its_input(lambda count: own_words("I like tea." + "\n" * count + "I like tea."), 600)
     await learner.say("I like tea." + "\n" * 9_900 + "I like tea.")
-    assert time.perf_counter() - began < 1.5
     assert await learner.texts() == ["The user likes tea."]

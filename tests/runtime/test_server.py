@@ -19,6 +19,7 @@ from services.runtime.server import ContractError, GrpcServer, Mount, serve
 from services.runtime.settings import ServerSettings
 from tests.issuer import Issuer
 from tests.runtime import probe
+from tests.work import PATIENCE_SECONDS
 
 USER = str(uuid.uuid4())
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -88,7 +89,7 @@ async def test_health_leaves_serving_first_and_an_open_stream_finishes(trusted: 
             assert (await health.Check(health_pb2.HealthCheckRequest(service=name))).status == SERVING
         stream = client.follow(probe.request(), trusted.as_user(USER), timeout=None)
         assert (await stream.read()).number == 1
-        stopping = asyncio.create_task(server.stop(wait_seconds=0.3, drain_seconds=5))
+        stopping = asyncio.create_task(server.stop(wait_seconds=0.3, drain_seconds=300))
         await asyncio.sleep(0.1)
         # The wait: nobody is refused yet, but health says what is coming.
         for name in ("", "probe.v1.ProbeService"):
@@ -102,7 +103,7 @@ async def test_health_leaves_serving_first_and_an_open_stream_finishes(trusted: 
         finish.set()
         assert (await stream.read()).number == 2
         assert await stream.read() is grpc.aio.EOF
-        await asyncio.wait_for(stopping, 2)
+        await asyncio.wait_for(stopping, PATIENCE_SECONDS)
 
 
 async def test_what_outlasts_the_drain_is_cut(trusted: Issuer) -> None:
@@ -113,7 +114,7 @@ async def test_what_outlasts_the_drain_is_cut(trusted: Issuer) -> None:
         await stream.read()
         begin = time.monotonic()
         await server.stop(wait_seconds=0, drain_seconds=0.3)
-        assert 0.25 < time.monotonic() - begin < 3
+        assert 0.25 < time.monotonic() - begin < PATIENCE_SECONDS
         with pytest.raises(grpc.aio.AioRpcError):
             await stream.read()
 
@@ -131,11 +132,11 @@ async def test_the_drain_ends_what_would_not_end_by_itself(trusted: Issuer) -> N
         stream = probe.Client(channel, trusted, port).follow(probe.request(), trusted.as_user(USER), timeout=None)
         assert (await stream.read()).number == 1
         begin = time.monotonic()
-        await server.stop(wait_seconds=0, drain_seconds=10)
+        await server.stop(wait_seconds=0, drain_seconds=300)
         assert (await stream.read()).number == 2
         assert await stream.read() is grpc.aio.EOF
-    assert told == [10]
-    assert time.monotonic() - begin < 5
+    assert told == [300]
+    assert time.monotonic() - begin < PATIENCE_SECONDS
 
 
 async def test_a_standing_duty_that_fails_stops_the_server_in_order(trusted: Issuer) -> None:

@@ -10,6 +10,7 @@ from openai import APIConnectionError, AsyncOpenAI, BadRequestError, InternalSer
 from simulator.control import Control, Fault, Match, ScriptedAnswer
 from tests.simulator.strict import EVENT, RESPONSE, check
 from tests.simulator.wire import Wire, frames
+from tests.work import PATIENCE_SECONDS
 
 
 async def finished(client: AsyncOpenAI, response_id: str) -> Any:
@@ -104,12 +105,12 @@ async def test_only_a_streamed_background_response_can_be_streamed_again(client:
 
 
 async def test_a_deleted_background_response_is_gone_and_its_run_stopped(client: AsyncOpenAI) -> None:
-    stream = await client.responses.create(model="sim-1000-5-0", input="go", stream=True, background=True)
+    stream = await client.responses.create(model="sim-1000-300-0", input="go", stream=True, background=True)
     events = aiter(stream)
     created = await anext(events)
     assert created.type == "response.created"
     await client.responses.delete(created.response.id)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         assert "response.completed" not in [event.type async for event in events]
     with pytest.raises(NotFoundError):
         await client.responses.retrieve(created.response.id)

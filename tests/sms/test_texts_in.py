@@ -120,7 +120,7 @@ async def test_a_text_that_failed_is_answered_before_the_next_one_of_the_person(
         chat.error = None
         await sms.text_in(ANA, "Second")
         await sms.text_in(BEN, "Me too")
-        await eventually(lambda: bool(twilio.to(BEN)), within_seconds=2)
+        await eventually(lambda: bool(twilio.to(BEN)))
         await sms.settled()
         assert twilio.to(ANA) == ["You said: First", "You said: Second"]
         assert await sms.answers_of(ANA) == ["answered", "answered"]
@@ -138,7 +138,7 @@ async def test_texts_of_a_person_are_answered_one_after_the_other_and_without_a_
     await asyncio.sleep(0.3)
     assert [one.text for one in chat.asked] == ["One"]
     chat.hold.set()
-    await eventually(lambda: len(twilio.to(ANA)) == 3, within_seconds=3)
+    await eventually(lambda: len(twilio.to(ANA)) == 3)
     assert list(twilio.to(ANA)) == ["You said: One", "You said: Two", "You said: Three"]
 
 

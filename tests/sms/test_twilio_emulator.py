@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from gateway.settings import Address
-from parley.sms.v1 import sms_pb2
+from parley.sms.v1 import call_pb2, sms_pb2
 from tests.gateway.edge import Edge, running_edge
 from tests.ports import free_ports
 from tests.sms.conftest import Start
@@ -16,6 +16,7 @@ from tests.sms.emulator import Emulator, install, node_folder, running_emulator
 from tests.sms.peers import ChatStandIn, PeopleStandIn
 from tests.sms.service import SmsProcess
 from tests.sms.twilio_stand_in import OWN_NUMBER
+from tests.work import PATIENCE_SECONDS
 
 ANA, BEN = "+14155550101", "+14155550102"
 
@@ -129,8 +130,15 @@ async def test_calls_are_told_of(sms: SmsProcess, emulator: Emulator, people: Pe
     ana = sms.user(people.add(ANA))
     call = await emulator.simulate("inbound-call", From=ANA, To=OWN_NUMBER)
     await emulator.simulate("call-status", CallSid=call["sid"], Status="completed")
-    await sms.settled()
-    [found] = (await ana.list_calls()).calls
+
+    async def calls() -> list[call_pb2.Call]:
+        return list((await ana.list_calls()).calls)
+
+    # The emulator answers before it has told us.
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while [one.status for one in await calls()] != ["completed"]:  # noqa: ASYNC110 - it tells nobody else
+            await asyncio.sleep(0.05)
+    [found] = await calls()
     assert (found.direction, found.status, found.phone_number) == ("inbound", "completed", ANA)
 
 
