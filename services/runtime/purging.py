@@ -29,7 +29,9 @@ _SWEEP_SECONDS: Final = 3_600.0
 _AUTH: Final = "auth"
 _EXCLUDE: Final = sa.text("select pg_advisory_xact_lock(hashtextextended('parley purge ' || :user_id, 0))")
 _PUT_UP: Final = sa.text(
-    "insert into purged_users (user_id) values (cast(:user_id as uuid)) on conflict (user_id) do update"
+    # Not `now()`, when it began to wait for who writes: since then it has kept out nobody.
+    "insert into purged_users (user_id, purge_time) values (cast(:user_id as uuid), clock_timestamp())"
+    " on conflict (user_id) do update"
     " set purge_time = purged_users.purge_time"
     " returning cast(extract(epoch from clock_timestamp() - purge_time) as double precision) as seconds, held_keys"
 )

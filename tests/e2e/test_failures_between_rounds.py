@@ -122,7 +122,7 @@ async def test_a_limit_that_passes_within_the_deadline_is_waited_for_between_rou
     limit = Fault(kind="status", status=429, retry_after_seconds=1)
     await control.script(
         ScriptedAnswer(text=FIRST, function_calls=[ADD]),
-        ScriptedAnswer(fault=limit, for_seconds=2.5),
+        ScriptedAnswer(fault=limit, times=3),
         ScriptedAnswer(text=WHOLE),
     )
     events = await client.streamed("add oats", use_tasks=True)

@@ -16,7 +16,7 @@ from suite.databases import ServiceDatabase
 from suite.redis import RedisServer, running_redis
 from tests.issuer import Metadata
 from tests.memory.conftest import Start
-from tests.memory.database import fetch, opened, run
+from tests.memory.database import fetch, opened, run, somebody_waits
 from tests.memory.service import MemoryService, message, new_id, reason_of, turn
 from tests.memory.test_erasure import planted
 from tests.memory.traces import CANARY, keys_with, rows_with
@@ -210,3 +210,21 @@ async def test_a_fence_goes_after_a_day(memory: MemoryService, database: Service
     finally:
         await opened_again.close()
     assert await fetch(database, "select 1 from purged_users") == []
+
+
+async def test_a_fence_stands_from_when_its_writers_are_done(database: ServiceDatabase) -> None:
+    """And not from when it began to wait for them: what they read may be on its way to Redis still."""
+    user_id = new_id()
+    fenced = open_database(database.url, pool_size=1)
+    try:
+        async with opened(database) as writer:
+            locking = "select pg_advisory_xact_lock_shared(hashtextextended('parley purge ' || %s, 0))"
+            await writer.execute(locking, (user_id,))
+            putting_up = asyncio.create_task(Fence(fenced).put_up(user_id))
+            await somebody_waits(database)
+            [(done,)] = await (await writer.execute("select clock_timestamp()")).fetchall()
+        await putting_up
+        [(stands_since,)] = await fetch(database, "select purge_time from purged_users where user_id = %s", user_id)
+        assert stands_since > done
+    finally:
+        await fenced.close()

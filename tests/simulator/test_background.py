@@ -14,7 +14,7 @@ from tests.work import PATIENCE_SECONDS
 
 
 async def finished(client: AsyncOpenAI, response_id: str) -> Any:
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             response = await client.responses.retrieve(response_id)
             if response.status not in ("queued", "in_progress"):
@@ -23,7 +23,7 @@ async def finished(client: AsyncOpenAI, response_id: str) -> Any:
 
 
 async def test_a_background_response_answers_at_once_and_finishes_by_itself(wire: Wire, client: AsyncOpenAI) -> None:
-    begun = check(RESPONSE, (await wire.post("responses", model="sim-20-5-50", input="go", background=True)).content)
+    begun = check(RESPONSE, (await wire.post("responses", model="sim-20-5-3000", input="go", background=True)).content)
     assert (begun.status, begun.background, begun.output) == ("queued", True, [])
     midway = check(RESPONSE, (await wire.http.get(f"responses/{begun.id}")).content)
     assert midway.status in ("queued", "in_progress")
